@@ -1,0 +1,1 @@
+"""The engine: loading the pipeline, generating frames, encoding them."""

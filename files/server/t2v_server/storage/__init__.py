@@ -1,0 +1,1 @@
+"""Where a video lives: its name and how it comes to be there."""
