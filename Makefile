@@ -1,0 +1,104 @@
+# The commands of this repository; `make` alone lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# ansible-core 2.16 runs on Python 3.10 to 3.12; the locked CPU build of PyTorch is for 3.11.
+# The system's own first: an environment made from it serves every user of this machine.
+PYTHON ?= $(firstword $(wildcard /usr/bin/python3.11) python3)
+# Options for ansible-playbook, such as ARGS='-e t2v_model=tiny --tags edge'.
+ARGS ?=
+HOST ?= ansible
+
+BIN := .venv/bin
+SERVER_BIN := .venv-server/bin
+LAB := PYTHONPATH=molecule $(BIN)/python -m lab
+PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes
+UV_SERVER = ../../$(BIN)/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 \
+  --python-platform x86_64-manylinux_2_28 --no-header --no-annotate --no-emit-index-url --no-emit-find-links
+VIDEOS ?= $(or $(XDG_STATE_HOME),$(HOME)/.local/state)/sanchuang-t2v/videos
+
+
+# Debian's Python comes without venv; root on Debian gets it, others are told.
+define MAKE_VENV
+make_venv() { \
+  rm -rf "$$1"; \
+  $(PYTHON) -m venv "$$1" 2>/dev/null && return; \
+  rm -rf "$$1"; \
+  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+    echo "    installing python3-venv"; \
+    apt-get update -qq && apt-get install -qq -y --no-install-recommends python3-venv >/dev/null; \
+  fi; \
+  $(PYTHON) -m venv "$$1" || \
+    { echo "ERROR: $(PYTHON) makes no environments; on Debian: apt-get install python3-venv" >&2; exit 1; }; \
+}; make_venv
+endef
+
+.PHONY: help up down status ssh playbook serve test test-all lint lock clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+up: .venv/installed ## build the seven hosts on this machine and end with a video (as root)
+	@$(LAB) up -- $(ARGS)
+
+down: .venv/installed ## remove every trace of them, the image cache aside
+	@$(LAB) down
+
+status: .venv/installed ## say how each host stands
+	@$(LAB) status
+
+ssh: .venv/installed ## open a shell on a host: make ssh HOST=worker1
+	@$(LAB) ssh $(HOST)
+
+playbook: .venv/installed ## run site.yml again on the hosts that stand: make playbook ARGS=--check
+	@$(LAB) playbook site.yml $(ARGS)
+
+serve: .venv-server/installed ## run the server here, without root, with the tiny model
+	@mkdir -p "$(VIDEOS)"
+	@echo "Serving on http://127.0.0.1:8080/ ; in another terminal:"
+	@echo "  curl 'http://127.0.0.1:8080/generate?prompt=a%20dog%20running'"
+	@echo "Videos go to $(VIDEOS); Ctrl-C ends it."
+	@cd files/server && T2V_OUTPUT_DIR="$(VIDEOS)" T2V_BIND="$${T2V_BIND:-127.0.0.1:8080}" \
+	  exec ../../$(SERVER_BIN)/python -m gunicorn -c t2v_server/gunicorn.conf.py
+
+test: lint ## everything that CI runs (as root: the hosts are built)
+	@$(BIN)/python tests/run.py
+
+test-all: lint ## the same and the slow, wide rest: virtual machines, Python 2.7
+	@$(BIN)/python tests/run.py --all
+
+lint: .venv/installed .venv-server/installed ## ansible-lint, yamllint, ruff, mypy --strict
+	$(BIN)/yamllint --strict .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/mypy molecule/lab tests/unit tests/lab tests/site tests/run.py
+	$(SERVER_BIN)/ruff check --config files/server/pyproject.toml files/server tests/server
+	$(SERVER_BIN)/ruff format --check --config files/server/pyproject.toml files/server tests/server
+	$(SERVER_BIN)/mypy --config-file files/server/pyproject.toml files/server/t2v_server tests/server
+
+lock: .venv/installed ## write the hash-locked requirements anew from the .in files
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 --generate-hashes \
+	  --no-header --no-annotate requirements.in -o requirements.txt
+	cd files/server && $(UV_SERVER) requirements.in -o requirements.txt --torch-backend cpu --no-emit-package torch
+	cd files/server && $(UV_SERVER) requirements-dev.in -o requirements-dev.txt
+
+clean: ## remove what this Makefile installed below this folder
+	rm -rf .venv .venv-server .mypy_cache .ruff_cache .pytest_cache .ansible
+
+# Made anew whenever the lock changes; the stamp comes last, so a killed install is repeated.
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || \
+	  { echo "ERROR: $(PYTHON) is $$($(PYTHON) -V 2>&1); set PYTHON to a Python 3.10, 3.11 or 3.12" >&2; exit 1; }
+	@echo "==> Controller environment in .venv (once)"
+	@$(MAKE_VENV) .venv
+	@.venv/bin/python $(PIP_INSTALL) -r requirements.txt
+	@touch $@
+
+.venv-server/installed: files/server/requirements.txt files/server/requirements-torch-cpu.txt files/server/requirements-dev.txt
+	@echo "==> Server environment in .venv-server (once)"
+	@$(MAKE_VENV) .venv-server
+	@.venv-server/bin/python $(PIP_INSTALL) -r files/server/requirements.txt
+	@.venv-server/bin/python $(PIP_INSTALL) -r files/server/requirements-torch-cpu.txt
+	@.venv-server/bin/python $(PIP_INSTALL) -r files/server/requirements-dev.txt
+	@touch $@
