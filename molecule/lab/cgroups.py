@@ -1,0 +1,137 @@
+"""Control groups: a home for each machine, and the way to find and end what belongs to it.
+
+Every process that a lab starts is in a group below ``t2v-lab/<lab>``. There are no pid
+files: membership is kept by the kernel, survives a killed ``make up``, and cannot name a
+stranger's process. A machine's own systemd and container engine need a group in *every*
+hierarchy of cgroup v1 (its cgroup namespace is rooted there), one in cgroup v2.
+"""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from lab.errors import LabError
+
+_ROOT = "t2v-lab"
+
+
+def hierarchies() -> list[tuple[Path, bool]]:
+    """Mounted hierarchies as (mount point, whether it is cgroup v2)."""
+    found = []
+    for line in Path("/proc/mounts").read_text().splitlines():
+        _, where, kind, *_ = line.split()
+        if kind in ("cgroup", "cgroup2"):
+            found.append((Path(where), kind == "cgroup2"))
+    if not found:
+        raise LabError(
+            "no cgroup file system is mounted on this machine; mount one at /sys/fs/cgroup"
+        )
+    return found
+
+
+def _tracking() -> Path:
+    """The hierarchy in which processes are looked up: v2 where there is one, else systemd's."""
+    mounted = hierarchies()
+    for where, version2 in mounted:
+        if version2:
+            return where
+    for where, _ in mounted:
+        if where.name == "systemd":
+            return where
+    return mounted[0][0]
+
+
+def _make(mount: Path, version2: bool, group: Path) -> Path:
+    path = mount
+    for part in group.parts:
+        if version2:
+            _delegate(path)
+        path = path / part
+        path.mkdir(exist_ok=True)
+        if (path / "cpuset.cpus").exists() and not version2:
+            # A new v1 cpuset is empty and refuses every process until it is filled.
+            for name in ("cpuset.cpus", "cpuset.mems"):
+                (path / name).write_text((path.parent / name).read_text())
+    return path
+
+
+def _delegate(path: Path) -> None:
+    try:
+        available = (path / "cgroup.controllers").read_text().split()
+        (path / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in available))
+    except OSError:
+        # Hybrid hosts have no controller in v2; a busy root refuses: both run without limits.
+        return
+
+
+def enter(lab: str, group: str, *, every_hierarchy: bool) -> None:
+    """Move the calling process into ``group`` of the lab, making the group if needed."""
+    wanted = Path(_ROOT) / lab / group
+    tracking = _tracking()
+    for mount, version2 in hierarchies():
+        if every_hierarchy or mount == tracking:
+            path = _make(mount, version2, wanted)
+            (path / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def members(lab: str, group: str) -> list[int]:
+    """Ids of the processes in ``group`` and below; empty where there is no such group."""
+    top = _tracking() / _ROOT / lab / group
+    found: list[int] = []
+    for path in [top, *top.rglob("*")] if top.is_dir() else []:
+        if path.is_dir():
+            try:
+                found += [int(pid) for pid in (path / "cgroup.procs").read_text().split()]
+            except OSError:
+                continue  # removed while we looked
+    return found
+
+
+def kill(lab: str, group: str, *, number: int = signal.SIGKILL, seconds: float = 20.0) -> None:
+    """Send ``number`` to every process of ``group`` until none is left.
+
+    Raises LabError when some are still there after ``seconds``.
+    """
+    deadline = time.monotonic() + seconds
+    while pids := members(lab, group):
+        for pid in pids:
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue
+        if time.monotonic() > deadline:
+            raise LabError(
+                f"processes {pids} of lab '{lab}' do not end; look at them with ps and repeat"
+            )
+        time.sleep(0.05)
+
+
+def remove(lab: str, group: str | None = None) -> None:
+    """Remove the (empty) groups of one part of the lab, or all of them, in every hierarchy."""
+    for mount, _ in hierarchies():
+        top = mount / _ROOT / lab
+        if group is not None:
+            top = top / group
+        if top.is_dir():
+            for path, _, _ in os.walk(top, topdown=False):
+                _rmdir(Path(path))
+        if group is None and (mount / _ROOT).is_dir() and not _children(mount / _ROOT):
+            _rmdir(mount / _ROOT)
+
+
+def _children(path: Path) -> list[Path]:
+    return [child for child in path.iterdir() if child.is_dir()]
+
+
+def _rmdir(path: Path) -> None:
+    # The kernel lets go of a group a moment after its last process.
+    for _ in range(100):
+        try:
+            path.rmdir()
+            return
+        except FileNotFoundError:
+            return
+        except OSError:
+            time.sleep(0.05)
+    raise LabError(f"control group {path} is still in use; end its processes and repeat")

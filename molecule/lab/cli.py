@@ -1,0 +1,203 @@
+"""What a person (or a Makefile, or molecule's create and destroy) types."""
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from lab import cgroups, lab, machine, network, steps
+from lab.errors import LabError
+from lab.hosts import Site, read_site
+from lab.settings import REPOSITORY, Paths, Scenario, load_scenario
+from lab.steps import say, step
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse and carry out; a LabError becomes one line and status 1."""
+    options = _parser().parse_args(arguments)
+    # Ctrl-C and a polite kill unwind alike, so that a step says that it was cut off.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        return int(options.action(options))
+    except LabError as error:
+        print(f"ERROR: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; `make up` goes on from here, `make down` cleans up", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lab", description="The documented site on one machine.")
+    parser.add_argument("--name", default=os.environ.get("T2V_LAB") or "site", help="lab's name")
+    parser.add_argument("--scenario", default="site", help="folder under molecule/")
+    parser.add_argument("--inventory", type=Path, default=REPOSITORY / "inventory")
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+
+    def add(name: str, action: object, text: str) -> argparse.ArgumentParser:
+        sub = actions.add_parser(name, help=text, description=text)
+        sub.set_defaults(action=action)
+        return sub
+
+    up = add("up", _up, "create the machines and run site.yml on them")
+    up.add_argument("extra", nargs="*", metavar="-- OPTION", help="options for ansible-playbook")
+    add("create", _create, "create the machines only")
+    add("down", _down, "remove every trace of the lab, the image cache aside")
+    add("status", _status, "say how each machine stands")
+    ssh = add("ssh", _ssh, "open a shell on a machine, or run a command there")
+    ssh.add_argument("host")
+    ssh.add_argument("command", nargs=argparse.REMAINDER)
+    power = add("power", _power, "pull a machine's plug, or put it back")
+    power.add_argument("state", choices=("off", "on"))
+    power.add_argument("host")
+    inner = add("run", _run, "run a command of this machine in the lab's network")
+    inner.add_argument("command", nargs=argparse.REMAINDER)
+    playbook = add("playbook", _playbook, "run ansible-playbook on the lab")
+    playbook.add_argument("command", nargs=argparse.REMAINDER)
+    return parser
+
+
+def _read(options: argparse.Namespace) -> tuple[Paths, Scenario, Site]:
+    scenario = load_scenario(options.scenario)
+    return Paths(options.name), scenario, read_site(options.inventory, scenario)
+
+
+def _create(options: argparse.Namespace) -> int:
+    paths = Paths(options.name)
+    with lab.locked(paths):
+        paths, scenario, site = _read(options)
+        lab.create(paths, scenario, site)
+        lab.ansible_variables(paths, scenario)
+    return 0
+
+
+def _up(options: argparse.Namespace) -> int:
+    started = time.monotonic()
+    paths = Paths(options.name)
+    with lab.locked(paths):
+        paths, scenario, site = _read(options)
+        lab.create(paths, scenario, site)
+        variables = lab.ansible_variables(paths, scenario)
+        command = [*_ansible_playbook(options), "site.yml", *variables, *options.extra]
+        say("==> site.yml -i inventory/")
+        results = _watch(paths, command)
+    steps.summary(time.monotonic() - started)
+    say("")
+    for line in results:
+        say(line)
+    say(
+        "Ask for another: make ssh HOST=ansible, then "
+        "curl 'http://t2v.sanchuang.ai/generate?prompt=a%20dog%20running'"
+    )
+    return 0
+
+
+_PLAY = re.compile(r"^PLAY \[(.*)\]")
+_RESULT = re.compile(r"(Video generated at /\S+\.mp4|ffprobe: [^\"]*)")
+
+
+def _watch(paths: Paths, command: list[str]) -> list[str]:
+    """Run the playbook, pass its output on, time its plays; its results are the lines kept.
+
+    Raises LabError when it fails or ends without a video.
+    """
+    play, since = "", time.monotonic()
+    results: list[str] = []
+    process = lab.start_tracked(paths, command, lab.environment(paths))
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            if found := _PLAY.match(line) or re.match(r"^(PLAY RECAP)", line):
+                if play:
+                    steps.record(f"site.yml: {play}", time.monotonic() - since)
+                play, since = found.group(1), time.monotonic()
+            if shown := _RESULT.search(line):
+                results.append(shown.group(1))
+        status = process.wait()
+    finally:
+        cgroups.kill(paths.name, "run")
+    if status != 0:
+        raise LabError(
+            f"site.yml failed (status {status}): the task above says why; after mending it, "
+            "`make up` goes on from here"
+        )
+    return results
+
+
+def _ansible_playbook(options: argparse.Namespace) -> list[str]:
+    program = Path(sys.executable).with_name("ansible-playbook")
+    return [str(program), "-i", str(options.inventory)]
+
+
+def _playbook(options: argparse.Namespace) -> int:
+    paths, scenario, _ = _read(options)
+    _require(paths)
+    command = [
+        *_ansible_playbook(options),
+        *lab.ansible_variables(paths, scenario),
+        *_plain(options.command),
+    ]
+    return _inside(paths, command)
+
+
+def _down(options: argparse.Namespace) -> int:
+    paths = Paths(options.name)
+    with lab.locked(paths), step(f"Lab '{paths.name}' removed"):
+        lab.destroy(paths)
+    paths.lock.unlink(missing_ok=True)
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    paths, _, site = _read(options)
+    if not network.exists(paths):
+        say(f"lab '{paths.name}' is down; `make up` builds it")
+        return 1
+    for host, power, ssh in lab.status(paths, site):
+        say(f"{host.name:<12} {host.address:<15} {host.kind:<9} power {power:<4} ssh {ssh}")
+    return 0
+
+
+def _ssh(options: argparse.Namespace) -> int:
+    paths, _, site = _read(options)
+    _require(paths)
+    address = site.host(options.host).address
+    return subprocess.call([*machine.ssh_command(paths, address), *_plain(options.command)])
+
+
+def _power(options: argparse.Namespace) -> int:
+    paths, _, site = _read(options)
+    _require(paths)
+    host = site.host(options.host)
+    if options.state == "off":
+        machine.pull_plug(paths, host.name)
+    else:
+        machine.power_on(paths, host.name)
+        machine.wait_for_ssh(paths, [host], 300)
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    paths = Paths(options.name)
+    _require(paths)
+    return _inside(paths, _plain(options.command))
+
+
+def _inside(paths: Paths, command: list[str]) -> int:
+    return subprocess.call(
+        network.inside(paths, command), cwd=REPOSITORY, env=dict(lab.environment(paths))
+    )
+
+
+def _plain(command: list[str]) -> list[str]:
+    return command[1:] if command[:1] == ["--"] else command
+
+
+def _require(paths: Paths) -> None:
+    if not network.exists(paths):
+        raise LabError(f"lab '{paths.name}' is down; `make up` builds it")

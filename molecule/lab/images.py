@@ -1,0 +1,284 @@
+"""Base images, each built once, kept in the cache under the hash of its recipe.
+
+An image is built beside its place and renamed into it when whole: a killed build leaves
+only a ``.part`` that the next one removes.
+"""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.errors import LabError
+from lab.settings import REPOSITORY, Paths
+from lab.shell import run, run_with_retries
+from lab.steps import step
+
+# Another Debian mirror than mmdebstrap's own choice.
+MIRROR = os.environ.get("T2V_LAB_MIRROR") or ""
+CONTAINER_BASE = "lab/python-torch:2.13.0"
+
+_MACHINE = [
+    "systemd",
+    "systemd-sysv",
+    "dbus",
+    "udev",
+    "openssh-server",
+    "iproute2",
+    "sudo",
+    "ca-certificates",
+]
+_NFS = ["linux-image-cloud-amd64", "initramfs-tools", "nfs-kernel-server", "python3"]
+_TORCH_LOCK = REPOSITORY / "files/server/requirements-torch-cpu.txt"
+
+# What firmware and a kernel of its own would give a machine, and nspawn does not: writable
+# control groups for its container engine, /dev/kmsg for the kubelet.
+_HOST_UNIT = """\
+[Unit]
+Description=Give this machine what a kernel of its own would have given it
+DefaultDependencies=no
+Before=sysinit.target
+ConditionVirtualization=container
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh -c 'for m in /sys/fs/cgroup /sys/fs/cgroup/*; do \\
+  mountpoint -q "$m" && mount -o remount,bind,rw "$m"; done; \\
+  [ -e /dev/kmsg ] || mknod /dev/kmsg c 1 11; true'
+
+[Install]
+WantedBy=sysinit.target
+"""
+_SYSTEM_CONF = "[Manager]\nDefaultTimeoutStopSec=10s\n"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a machine's file system is made: Debian suite, packages, and what is special."""
+
+    suite: str
+    packages: tuple[str, ...]
+    kernel: bool = False
+
+
+RECIPES = {
+    "debian12": Recipe("bookworm", (*_MACHINE, "python3")),
+    "py27": Recipe("bullseye", (*_MACHINE, "python2.7-minimal", "libpython2.7-stdlib")),
+    "vm": Recipe("bookworm", (*_MACHINE, *_NFS), kernel=True),
+}
+
+
+def machine_image(paths: Paths, kind: str) -> Path:
+    """Directory with ``rootfs/`` (and ``vmlinuz``, ``initrd.img`` of a vm) for this kind."""
+    recipe = RECIPES[kind]
+    key = repr((recipe, MIRROR, _HOST_UNIT, _SYSTEM_CONF))
+
+    def build(place: Path) -> None:
+        place.mkdir()
+        rootfs = place / "rootfs"
+        _bootstrap(rootfs, recipe.suite, recipe.packages)
+        _furnish(rootfs)
+        if recipe.kernel:
+            _take_kernel(rootfs, place)
+
+    return _cached(paths, kind, key, f"Base image {kind} (Debian {recipe.suite})", build)
+
+
+def mirror_host(image: Path) -> str:
+    """Host name of the package mirror that machines of this image ask."""
+    lines = (image / "rootfs/etc/apt/sources.list").read_text().splitlines()
+    return next(line.split("//")[1].split("/")[0] for line in lines if line.startswith("deb "))
+
+
+def container_base(paths: Paths) -> Path:
+    """A `docker save` archive of CONTAINER_BASE: Debian, Python 3.11 and PyTorch for CPU.
+
+    The lab's stand-in for the public image that ``inventory/`` names.
+    """
+    packages = ("python3", "python3-pip", "ca-certificates")
+    key = repr((packages, MIRROR, _TORCH_LOCK.read_text(), _trusted().read_bytes()))
+
+    def build(place: Path) -> None:
+        rootfs = place.with_suffix(".rootfs")
+        _remove_tree(rootfs)
+        _bootstrap(rootfs, "bookworm", packages)
+        target = rootfs / "usr/local/lib/python3.11/dist-packages"
+        run_with_retries(
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--no-deps",
+                "--no-compile",
+                "--disable-pip-version-check",
+                "--root-user-action=ignore",
+                "--require-hashes",
+                "--only-binary=:all:",
+                "--python-version",
+                "3.11",
+                "--platform",
+                "manylinux_2_28_x86_64",
+                "--target",
+                str(target),
+                "-r",
+                str(_TORCH_LOCK),
+            ],
+            "installing PyTorch into the container base image",
+        )
+        # Behind a proxy that opens TLS, a build inside the lab trusts what this machine trusts.
+        shutil.copy(_trusted(), rootfs / "etc/ssl/certs/ca-certificates.crt")
+        (rootfs / "etc/pip.conf").write_text(
+            "[global]\ncert = /etc/ssl/certs/ca-certificates.crt\n" + _pip_index()
+        )
+        _docker_archive(rootfs, place)
+        _remove_tree(rootfs)
+
+    return _cached(
+        paths, "container-base", key, f"Container base image {CONTAINER_BASE}", build, ".tar"
+    )
+
+
+def _cached(
+    paths: Paths, name: str, key: str, title: str, build: Callable[[Path], None], suffix: str = ""
+) -> Path:
+    digest = hashlib.sha256(key.encode()).hexdigest()[:12]
+    place = paths.cache / f"{name}-{digest}{suffix}"
+    if not place.exists():
+        paths.cache.mkdir(parents=True, exist_ok=True)
+        partial = paths.cache / f"{name}-{digest}.{paths.name}.part"
+        _remove_tree(partial)
+        with step(f"{title}: built once, then cached"):
+            build(partial)
+            try:
+                partial.rename(place)
+            except OSError:
+                # Another lab built the same one meanwhile: take that.
+                _remove_tree(partial)
+    return place
+
+
+def _bootstrap(rootfs: Path, suite: str, packages: tuple[str, ...]) -> None:
+    command = [
+        "mmdebstrap",
+        "--quiet",
+        "--variant=minbase",
+        f"--include={','.join(packages)}",
+        suite,
+        str(rootfs),
+        *([MIRROR] if MIRROR else []),
+    ]
+    for number in (1, 2, 3):
+        _remove_tree(rootfs)
+        try:
+            run(command)
+            return
+        except LabError as error:
+            if number == 3:
+                raise LabError(
+                    f"Debian {suite} could not be fetched in 3 attempts ({error}); is its mirror "
+                    "reachable? T2V_LAB_MIRROR names another one"
+                ) from error
+
+
+def _furnish(rootfs: Path) -> None:
+    units = rootfs / "etc/systemd/system"
+    (units / "t2v-host.service").write_text(_HOST_UNIT)
+    wanted = units / "sysinit.target.wants"
+    wanted.mkdir(exist_ok=True)
+    (wanted / "t2v-host.service").symlink_to("../t2v-host.service")
+    (rootfs / "etc/systemd/system.conf.d").mkdir(exist_ok=True)
+    (rootfs / "etc/systemd/system.conf.d/stop.conf").write_text(_SYSTEM_CONF)
+    run(["systemctl", "--quiet", f"--root={rootfs}", "enable", "systemd-networkd", "ssh"])
+    # Each machine gets keys and an id of its own.
+    for path in (rootfs / "etc/ssh").glob("ssh_host_*"):
+        path.unlink()
+    (rootfs / "etc/machine-id").write_text("")
+
+
+def _take_kernel(rootfs: Path, place: Path) -> None:
+    (rootfs / "etc/fstab").write_text("/dev/vda / ext4 defaults 0 1\n")
+    for kind, name in (("vmlinuz", "vmlinuz"), ("initrd.img", "initrd.img")):
+        versions = sorted((rootfs / "boot").glob(f"{kind}-*"))
+        if not versions:
+            raise LabError(f"Debian's kernel package left no {kind} in /boot of the vm image")
+        shutil.copy(versions[-1], place / name)
+
+
+def _docker_archive(rootfs: Path, place: Path) -> None:
+    """Write ``rootfs`` as one layer in the format of `docker save` (Docker image spec v1.2)."""
+    layer = place.with_suffix(".layer")
+    run(
+        [
+            "tar",
+            "--create",
+            "--file",
+            str(layer),
+            "--numeric-owner",
+            "--sort=name",
+            "--exclude=./var/cache/apt/*",
+            "--exclude=./var/lib/apt/lists/*",
+            "-C",
+            str(rootfs),
+            ".",
+        ]
+    )
+    digest = hashlib.sha256()
+    with layer.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    config = json.dumps(
+        {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {
+                "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+                "Cmd": ["python3"],
+            },
+            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest.hexdigest()}"]},
+            "history": [{"created_by": "sanchuang.t2v lab"}],
+        }
+    ).encode()
+    name = f"{hashlib.sha256(config).hexdigest()}.json"
+    manifest = json.dumps(
+        [{"Config": name, "RepoTags": [CONTAINER_BASE], "Layers": ["layer.tar"]}]
+    ).encode()
+    with tarfile.open(place, "w") as archive:
+        for member, content in ((name, config), ("manifest.json", manifest)):
+            info = tarfile.TarInfo(member)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+        archive.add(layer, "layer.tar")
+    layer.unlink()
+
+
+def _trusted() -> Path:
+    return Path(os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt")
+
+
+def _pip_index() -> str:
+    """This machine's own choice of package index, if it made one that a container can reach."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "get", "global.index-url"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    url = os.environ.get("PIP_INDEX_URL") or done.stdout.strip()
+    return f"index-url = {url}\n" if url.startswith("http") else ""
+
+
+def _remove_tree(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,291 @@
+"""Build a lab, take it down, say how it stands."""
+
+import fcntl
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from lab import cgroups, images, machine, network
+from lab.errors import LabError
+from lab.hosts import Host, Site
+from lab.settings import REPOSITORY, Paths, Scenario
+from lab.shell import run, run_with_retries, succeeds
+from lab.steps import say, step
+
+# Program → the Debian package that brings it.
+_PROGRAMS = {
+    "systemd-nspawn": "systemd-container",
+    "mmdebstrap": "mmdebstrap",
+    "nft": "nftables",
+    "ip": "iproute2",
+    "ssh": "openssh-client",
+    "ffprobe": "ffmpeg",
+    "mke2fs": "e2fsprogs",
+    "nsenter": "util-linux",
+    "sysctl": "procps",
+}
+_VM_PROGRAMS = {"qemu-system-x86_64": "qemu-system-x86"}
+_FREE_GIB = 12
+_BOOT_SECONDS = {"debian12": 60.0, "py27": 60.0, "vm": 300.0}
+
+
+@contextmanager
+def locked(paths: Paths) -> Iterator[None]:
+    """Be the only one who changes this lab. Raises LabError when another does."""
+    _require_root()
+    paths.cache.mkdir(parents=True, exist_ok=True)
+    with paths.lock.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise LabError(
+                f"lab '{paths.name}' is being changed by process {lock.read().strip() or '?'}; "
+                "wait for it to end, or stop it"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        # What an earlier run was doing when it was killed must not go on beside us.
+        cgroups.kill(paths.name, "run")
+        try:
+            yield
+        finally:
+            lock.truncate(0)
+
+
+def _require_root() -> None:
+    if platform.system() != "Linux":
+        raise LabError(f"the lab needs Linux (systemd-nspawn), this is {platform.system()}")
+    if os.geteuid() != 0:
+        raise LabError(
+            "the lab makes network namespaces and machines, which only root may; run it as root "
+            "(for example `sudo make up`)"
+        )
+
+
+def check_space(paths: Paths) -> None:
+    """Refuse to start where the disk would fill up half way. Raises LabError."""
+    for place in {paths.cache, paths.state}:
+        existing = place
+        while not existing.exists():
+            existing = existing.parent
+        free = shutil.disk_usage(existing).free / 1024**3
+        if free < _FREE_GIB:
+            setting = "T2V_LAB_CACHE" if place == paths.cache else "T2V_LAB_STATE"
+            raise LabError(
+                f"{place} has {free:.1f} GiB free and the lab needs {_FREE_GIB}; make room, or "
+                f"set {setting} to a directory on a larger disk"
+            )
+
+
+def install_programs(site: Site) -> None:
+    """Install the Debian packages that the lab itself needs and this machine lacks."""
+    wanted = dict(_PROGRAMS)
+    if any(host.kind == "vm" for host in site.hosts):
+        wanted |= _VM_PROGRAMS
+    missing = sorted({package for name, package in wanted.items() if not shutil.which(name)})
+    if not missing:
+        return
+    if not shutil.which("apt-get"):
+        raise LabError(f"this machine lacks {', '.join(missing)}; install what brings them")
+    with step(f"Packages of this machine: {', '.join(missing)}"):
+        run_with_retries(["apt-get", "update", "-qq"], "apt-get update")
+        run_with_retries(
+            [
+                "env",
+                "DEBIAN_FRONTEND=noninteractive",
+                "apt-get",
+                "install",
+                "-qq",
+                "-y",
+                "--no-install-recommends",
+                *missing,
+            ],
+            "apt-get install",
+        )
+
+
+def create(paths: Paths, scenario: Scenario, site: Site) -> None:
+    """Build what is missing of the lab's machines and network, and wait until all answer."""
+    check_space(paths)
+    install_programs(site)
+    pictures = {
+        kind: images.machine_image(paths, kind)
+        for kind in sorted({host.kind for host in site.hosts})
+    }
+    paths.state.mkdir(parents=True, exist_ok=True)
+    for name in sorted(set(machine.prepared(paths)) - {host.name for host in site.hosts}):
+        say(f"    {name} is no longer in the inventory: removed")
+        _remove_machine(paths, name)
+    with step("Network"):
+        network.create(paths, site)
+        mirror = images.mirror_host(next(iter(pictures.values())))
+        _check_mirror(paths, mirror)
+    with step(f"{len(site.hosts)} machines powered on and answering over ssh"):
+        _client_key(paths)
+        resolvers = network.nameservers()
+        for host in site.hosts:
+            wanted = machine.describe(paths, scenario, site, host, pictures[host.kind])
+            present = machine.load(paths, host.name)
+            if present != wanted:
+                _renew(paths, present, wanted, str(site.gateway), resolvers)
+        _write_known_hosts(paths, site)
+        for host in site.hosts:
+            machine.power_on(paths, host.name)
+        machine.wait_for_ssh(
+            paths, site.hosts, max(_BOOT_SECONDS[host.kind] for host in site.hosts)
+        )
+    for share in scenario.shared:
+        names = ", ".join(
+            host.name for host in site.hosts if share.group in host.groups and host.kind != "vm"
+        )
+        if names:
+            say(
+                f"    stand-in: {share.path} of {names} is one directory of this machine, "
+                "in place of an NFS mount"
+            )
+
+
+def _check_mirror(paths: Paths, mirror: str) -> None:
+    probe = f"exec 3<>/dev/tcp/{mirror}/80"
+    for attempt in range(3):
+        if succeeds(network.inside(paths, ["timeout", "10", "bash", "-c", probe])):
+            return
+        say(f"    {mirror} did not answer from inside the lab (attempt {attempt + 1} of 3)")
+    raise LabError(
+        f"the lab's network cannot reach the package mirror {mirror}:80; check this machine's own "
+        "access, and that its firewall lets forwarded packets pass"
+    )
+
+
+def _renew(
+    paths: Paths,
+    present: machine.Machine | None,
+    wanted: machine.Machine,
+    gateway: str,
+    resolvers: list[str],
+) -> None:
+    if present is not None:
+        if present.image != wanted.image and Path(present.image).exists():
+            say(
+                f"    {wanted.name} keeps the older base image it was made from; "
+                "`make down` and `make up` renew it"
+            )
+            return
+        say(f"    {wanted.name} changed in the inventory or the scenario: made anew")
+    _remove_machine(paths, wanted.name)
+    machine.prepare(paths, wanted, gateway, resolvers)
+
+
+def _client_key(paths: Paths) -> None:
+    if not paths.private_key.is_file():
+        paths.ssh.mkdir(mode=0o700, parents=True, exist_ok=True)
+        partial = paths.ssh / "new"
+        for path in (partial, partial.with_suffix(".pub")):
+            path.unlink(missing_ok=True)
+        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "t2v-lab", "-f", str(partial)])
+        partial.with_suffix(".pub").replace(paths.private_key.with_suffix(".pub"))
+        partial.replace(paths.private_key)
+
+
+def _write_known_hosts(paths: Paths, site: Site) -> None:
+    lines = [
+        f"{host.name},{host.address} {machine.host_key(paths, host.name)}\n" for host in site.hosts
+    ]
+    partial = paths.ssh / "known_hosts.part"
+    partial.write_text("".join(lines))
+    partial.replace(paths.known_hosts)
+
+
+def _remove_machine(paths: Paths, name: str) -> None:
+    machine.pull_plug(paths, name)
+    cgroups.remove(paths.name, f"supervisor-{name}")
+    shutil.rmtree(paths.machine(name), ignore_errors=True)
+
+
+def destroy(paths: Paths) -> None:
+    """Remove every trace of the lab but the cached images; fine when half of it is there."""
+    for name in machine.prepared(paths):
+        _remove_machine(paths, name)
+    cgroups.kill(paths.name, "")
+    cgroups.remove(paths.name)
+    network.remove(paths)
+    for place in (paths.state, paths.run):
+        shutil.rmtree(place, ignore_errors=True)
+        for parent in (place.parent,):
+            _remove_if_empty(parent)
+    for leftover in (Path("/run/systemd/nspawn"), Path("/run/systemd")):
+        _remove_if_empty(leftover)
+
+
+def _remove_if_empty(path: Path) -> None:
+    try:
+        path.rmdir()
+    except OSError:
+        return
+
+
+def ansible_variables(paths: Paths, scenario: Scenario) -> list[str]:
+    """The ``-e`` options by which a lab differs from the documented site.
+
+    First the scenario's own ``vars.yml``, then what only this lab knows: keys, the
+    controller's state, the base image's archive.
+    """
+    own = {
+        "ansible_user": "root",
+        "ansible_ssh_private_key_file": str(paths.private_key),
+        "ansible_ssh_common_args": (
+            f"-o UserKnownHostsFile={paths.known_hosts} -o GlobalKnownHostsFile=/dev/null "
+            "-o StrictHostKeyChecking=yes"
+        ),
+        "t2v_state_dir": str(paths.state / "controller"),
+        "t2v_image_base": images.CONTAINER_BASE,
+        "t2v_image_base_archive": str(images.container_base(paths)),
+    }
+    written = paths.state / "vars.yml"
+    written.write_text(yaml.safe_dump(own))
+    shared = scenario.directory / "vars.yml"
+    return [*(["-e", f"@{shared}"] if shared.is_file() else []), "-e", f"@{written}"]
+
+
+def environment(paths: Paths) -> Mapping[str, str]:
+    """Environment for ansible: this repository's configuration, sockets in the lab's own place."""
+    return {
+        **os.environ,
+        "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"),
+        "ANSIBLE_SSH_CONTROL_PATH_DIR": str(paths.run / "cp"),
+        "ANSIBLE_LOCAL_TEMP": str(paths.state / "tmp"),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def status(paths: Paths, site: Site) -> list[tuple[Host, str, str]]:
+    """For each host: (host, power, ssh), in words."""
+    rows = []
+    for host in site.hosts:
+        on = machine.is_on(paths, host.name)
+        up = on and machine.answers(paths, host.address)
+        rows.append((host, "on" if on else "off", "answers" if up else "silent"))
+    return rows
+
+
+def start_tracked(
+    paths: Paths, command: list[str], env: Mapping[str, str]
+) -> subprocess.Popen[str]:
+    """Start a command in the lab's network, such that the next run can end it if we are killed."""
+    return subprocess.Popen(
+        network.inside(paths, command),
+        cwd=REPOSITORY,
+        env=dict(env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: cgroups.enter(paths.name, "run", every_hierarchy=False),
+    )

@@ -1,0 +1,134 @@
+"""``make up`` and ``make down`` as a user runs them, bad luck included; in this order."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from host_state import snapshot
+from lab import cgroups
+from lab.settings import REPOSITORY
+
+NAME = "test-up"
+ENVIRONMENT = {**os.environ, "T2V_LAB": NAME}
+HOSTS = {"ansible", "harbor", "master", "nfs-server", "prometheus", "worker1", "worker2"}
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the lab needs root")
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        ["make", "--no-print-directory", *arguments],
+        cwd=REPOSITORY,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    print(done.stdout[-6000:], done.stderr[-3000:], sep="\n")
+    return done
+
+
+def recap(output: str) -> dict[str, dict[str, int]]:
+    found = {}
+    for host, counts in re.findall(r"^(\S+)\s+: (ok=.*)$", output, re.MULTILINE):
+        found[host] = {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", counts)}
+    return found
+
+
+@pytest.fixture(scope="module")
+def before() -> Iterator[dict[str, list[str]]]:
+    make("down")
+    yield snapshot()
+    make("down")
+
+
+@pytest.fixture(scope="module")
+def first(before: dict[str, list[str]]) -> subprocess.CompletedProcess[str]:
+    return make("up")
+
+
+def test_it_ends_with_a_video_its_probe_and_the_times(
+    first: subprocess.CompletedProcess[str],
+) -> None:
+    assert first.returncode == 0
+    end = first.stdout[first.stdout.index("Time per stage:") :]
+    assert re.search(r"^Video generated at /shared/videos/[\w.-]+\.mp4$", end, re.MULTILINE)
+    assert re.search(r"^ffprobe: codec=h264 size=64x64 frames=9", end, re.MULTILINE)
+    assert re.search(r"^  total +\d+\.\d s$", end, re.MULTILINE)
+
+
+def test_the_same_again_changes_nothing_on_any_host(
+    first: subprocess.CompletedProcess[str],
+) -> None:
+    again = make("up")
+    assert again.returncode == 0
+    counts = recap(again.stdout)
+    assert set(counts) >= HOSTS
+    for host, numbers in counts.items():
+        assert (numbers["changed"], numbers["failed"], numbers["unreachable"]) == (0, 0, 0), host
+
+
+def test_status_and_ssh_reach_every_host(first: subprocess.CompletedProcess[str]) -> None:
+    shown = make("status").stdout
+    assert {line.split()[0] for line in shown.splitlines() if "ssh answers" in line} == HOSTS
+    assert "there is no host 'nosuch'" in make("ssh", "HOST=nosuch").stderr
+
+
+def test_a_second_run_is_refused_and_a_killed_one_converges(
+    first: subprocess.CompletedProcess[str],
+) -> None:
+    process = subprocess.Popen(
+        ["make", "--no-print-directory", "up"],
+        cwd=REPOSITORY,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("TASK [registry"):
+            break
+    refused = make("up")
+    assert refused.returncode != 0
+    assert f"lab '{NAME}' is being changed by process" in refused.stderr
+
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    after = make("up")
+    assert after.returncode == 0
+    assert "Video generated at" in after.stdout
+    assert not cgroups.members(NAME, "run")
+
+
+def test_a_machine_that_was_killed_is_powered_on_again(
+    first: subprocess.CompletedProcess[str],
+) -> None:
+    for pid in cgroups.members(NAME, "supervisor-harbor"):
+        os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while "harbor" not in silent() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert make("up").returncode == 0
+    assert not silent()
+
+
+def silent() -> set[str]:
+    return {line.split()[0] for line in make("status").stdout.splitlines() if "power off" in line}
+
+
+def test_down_leaves_the_machine_as_it_was(
+    before: dict[str, list[str]], first: subprocess.CompletedProcess[str]
+) -> None:
+    assert make("down").returncode == 0
+    after = snapshot()
+    assert {key: after[key] for key in before} == before
+    assert not Path("/var/lib/t2v-lab", NAME).exists()

@@ -1,0 +1,85 @@
+"""Run the tests, stage by stage, saying what each is and how long it took.
+
+``make test`` runs everything but the slow, wide rest, which ``--all`` adds. Stages that
+build machines need root; without it they are left out, and the last lines say so.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PYTHON = ".venv/bin/python"
+SERVER_PYTHON = ".venv-server/bin/python"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of the run; ``root``: it builds machines; ``slow``: only with --all."""
+
+    title: str
+    command: tuple[str, ...]
+    root: bool = False
+    slow: bool = False
+
+
+STAGES = (
+    Stage("inventory, roles and lab, without machines", (PYTHON, "-m", "pytest", "tests/unit")),
+    Stage("the server on loopback", (SERVER_PYTHON, "-m", "pytest", "tests/server")),
+    Stage(
+        "molecule test -s site: check, converge, idempotence, verify",
+        (".venv/bin/molecule", "test", "-s", "site"),
+        root=True,
+    ),
+    Stage(
+        "make up and make down", (PYTHON, "-m", "pytest", "tests/lab/test_make_up.py"), root=True
+    ),
+    Stage(
+        "machines of every kind: vm with NFS, Python 2.7",
+        (PYTHON, "-m", "pytest", "tests/lab/test_kinds.py"),
+        root=True,
+        slow=True,
+    ),
+)
+
+
+def main() -> int:
+    """Run the stages; the exit status is 0 when all that could run passed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--all", action="store_true", help="the slow stages too")
+    options = parser.parse_args()
+    # molecule looks for ansible's programs on the path, as in an activated environment.
+    environment = {**os.environ, "PATH": f"{REPOSITORY}/.venv/bin:{os.environ['PATH']}"}
+    if not sys.stdout.isatty():
+        environment |= {"NO_COLOR": "1", "PY_COLORS": "0", "ANSIBLE_NOCOLOR": "1"}
+    results: list[tuple[str, str, float]] = []
+    for stage in STAGES:
+        if stage.slow and not options.all:
+            results.append((stage.title, "left out: make test-all", 0.0))
+        elif stage.root and os.geteuid() != 0:
+            results.append((stage.title, "SKIPPED: needs root", 0.0))
+        else:
+            print(f"\n==> {stage.title}", flush=True)
+            started = time.monotonic()
+            status = subprocess.run(
+                stage.command, cwd=REPOSITORY, env=environment, check=False
+            ).returncode
+            word = "passed" if status == 0 else f"FAILED (status {status})"
+            results.append((stage.title, word, time.monotonic() - started))
+    print("\nStages:")
+    for title, word, seconds in results:
+        print(f"  {word:<24} {seconds:7.1f} s  {title}")
+    counts = [
+        sum(word.startswith(kind) for _, word, _ in results)
+        for kind in ("passed", "FAILED", "SKIPPED")
+    ]
+    print("stages: {} passed, {} failed, {} skipped".format(*counts), flush=True)
+    return 1 if counts[1] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
