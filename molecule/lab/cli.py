@@ -97,7 +97,7 @@ def _up(options: argparse.Namespace) -> int:
 
 
 _PLAY = re.compile(r"^PLAY \[(.*)\]")
-_RESULT = re.compile(r"(Video generated at /\S+\.mp4|ffprobe: [^\"]*)")
+_RESULT = re.compile(r"(Video generated at /\S+\.mp4|ffprobe: [^\"']*)")
 
 
 def _watch(paths: Paths, command: list[str]) -> list[str]:

@@ -1,0 +1,330 @@
+"""The inventory is the documented site, and a wrong one is refused with a clear sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTED = {
+    "master": ("masters", "192.168.0.20"),
+    "worker1": ("workers", "192.168.0.21"),
+    "worker2": ("workers", "192.168.0.22"),
+    "nfs-server": ("nfs", "192.168.0.36"),
+    "harbor": ("harbor", "192.168.0.34"),
+    "prometheus": ("prometheus", "192.168.0.33"),
+    "ansible": ("ansible", "192.168.0.30"),
+}
+
+
+def ansible(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run one of Ansible's commands, of the Python that runs the tests, in the repository."""
+    beside = Path(sys.executable).with_name(command)
+    program = str(beside) if beside.exists() else shutil.which(command)
+    assert program, f"{command} is not installed"
+    return subprocess.run(
+        [program, *arguments],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.default",
+            "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
+            "ANSIBLE_LOCALHOST_WARNING": "0",
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def site() -> dict[str, Any]:
+    """What ``ansible-inventory --list`` says about inventory/."""
+    listed = ansible("ansible-inventory", "-i", "inventory/", "--list")
+    assert listed.returncode == 0, listed.stderr
+    content = json.loads(listed.stdout)
+    assert isinstance(content, dict)
+    return content
+
+
+def test_hosts_and_groups_are_the_documented_ones(site: dict[str, Any]) -> None:
+    hosts = {
+        host: (group, site["_meta"]["hostvars"][host]["ansible_host"])
+        for group, content in site.items()
+        if group != "_meta"
+        for host in content.get("hosts", [])
+    }
+    assert hosts == DOCUMENTED
+    assert set(site["_meta"]["hostvars"]) == set(DOCUMENTED)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ansible_user", "root"),
+        ("t2v_domain", "t2v.sanchuang.ai"),
+        ("t2v_runtime", "kubernetes"),
+        ("t2v_subnet", "192.168.0.0/24"),
+        ("t2v_gateway", "192.168.0.2"),
+        ("t2v_dns_servers", ["8.8.8.8", "114.114.114.114"]),
+        ("t2v_interface", "ens33"),
+        ("t2v_videos_dir", "/shared/videos"),
+        ("t2v_registry_port", 5001),
+        ("t2v_image_repository", "ai/wan2.2-t2v-5b"),
+        ("t2v_image_tag", "v1"),
+        ("t2v_model", "tiny"),
+        ("t2v_service_port", 31080),
+    ],
+)
+def test_values_are_the_documented_ones(site: dict[str, Any], name: str, value: object) -> None:
+    assert site["_meta"]["hostvars"]["worker1"][name] == value
+
+
+def test_registry_is_the_documented_address() -> None:
+    answer = ansible(
+        "ansible", "-i", "inventory/", "worker1", "-m", "debug", "-a", "var=t2v_registry"
+    )
+    assert '"t2v_registry": "192.168.0.34:5001"' in answer.stdout
+
+
+def test_every_variable_is_explained_where_it_is_defined() -> None:
+    for path in (ROOT / "inventory/group_vars/all").glob("*.yml"):
+        for paragraph in re.split(r"\n\s*\n", path.read_text().removeprefix("---\n")):
+            if re.search(r"^[a-z]", paragraph, re.MULTILINE):
+                assert paragraph.startswith("#"), paragraph
+
+
+class Preflight:
+    """The inventory's checks, run on a copy of inventory/ that a test has edited."""
+
+    def __init__(self, directory: Path) -> None:
+        self.inventory = directory / "inventory"
+        shutil.copytree(ROOT / "inventory", self.inventory)
+        self.hosts = self.inventory / "hosts.yml"
+
+    def replace(self, old: str, new: str) -> None:
+        text = self.hosts.read_text()
+        assert old in text
+        self.hosts.write_text(text.replace(old, new))
+
+    def run(self, **variables: str) -> subprocess.CompletedProcess[str]:
+        settings = {"t2v_runtime": "docker"} | variables
+        return ansible(
+            "ansible-playbook",
+            *("-i", str(self.inventory), "playbooks/preflight.yml"),
+            *("--tags", "preflight_inventory", "-e", json.dumps(settings)),
+        )
+
+    def sentence(self, **variables: str) -> str:
+        """What it refuses the inventory with."""
+        done = self.run(**variables)
+        assert done.returncode != 0, done.stdout
+        found = re.search(r'"msg": "(.*)"', done.stdout)
+        assert found, done.stdout + done.stderr
+        return str(json.loads(f'"{found[1]}"')).replace(str(self.hosts), "hosts.yml")
+
+
+@pytest.fixture
+def preflight(tmp_path: Path) -> Preflight:
+    return Preflight(tmp_path)
+
+
+def test_documented_site_is_accepted(preflight: Preflight) -> None:
+    done = preflight.run()
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("edit", "sentence"),
+    [
+        pytest.param(
+            lambda p: p.replace("192.168.0.22", "192.168.0.21"),
+            "Address 192.168.0.21 is given to worker1 and worker2: give each host an ansible_host"
+            " of its own in hosts.yml.",
+            id="address-twice",
+        ),
+        pytest.param(
+            lambda p: p.replace("192.168.0.22", "192.168.0.2"),
+            "Host 'worker2' has the address 192.168.0.2, which is the gateway's: change its"
+            " ansible_host in hosts.yml, or t2v_gateway in inventory/group_vars/all/site.yml.",
+            id="gateway",
+        ),
+        pytest.param(
+            lambda p: p.replace("192.168.0.22", "192.168.1.22"),
+            "Host 'worker2' has the address 192.168.1.22, which is not a host address of"
+            " t2v_subnet 192.168.0.0/24: change its ansible_host in hosts.yml, or t2v_subnet in"
+            " inventory/group_vars/all/site.yml.",
+            id="outside",
+        ),
+        pytest.param(
+            lambda p: p.replace("192.168.0.22", "192.168.0.255"),
+            "Host 'worker2' has the address 192.168.0.255, which is not a host address of"
+            " t2v_subnet 192.168.0.0/24: change its ansible_host in hosts.yml, or t2v_subnet in"
+            " inventory/group_vars/all/site.yml.",
+            id="broadcast",
+        ),
+        pytest.param(
+            lambda p: p.replace("192.168.0.22", "192.168.0.222.1"),
+            "Host 'worker2' has ansible_host '192.168.0.222.1', which is not an IPv4 address:"
+            " correct it in hosts.yml.",
+            id="no-address",
+        ),
+        pytest.param(
+            lambda p: p.replace("worker2:\n          ansible_host: 192.168.0.22", "worker2:"),
+            "Host 'worker2' has no address: set its ansible_host in hosts.yml.",
+            id="address-missing",
+        ),
+        pytest.param(
+            lambda p: p.replace(
+                "prometheus:\n          ansible_host: 192.168.0.33",
+                "worker1:\n          ansible_host: 192.168.0.33",
+            ),
+            "Host 'worker1' is defined 2 times in hosts.yml (ansible_host 192.168.0.21 and"
+            " 192.168.0.33): keep one of them, or give the other machine a name of its own.",
+            id="name-twice",
+        ),
+        pytest.param(
+            lambda p: p.replace("        harbor:\n          ansible_host: 192.168.0.34\n", ""),
+            "Group 'harbor' has no host in hosts.yml: add at least one host to it.",
+            id="group-empty",
+        ),
+        pytest.param(
+            lambda p: p.replace("    masters:\n", "    controllers:\n"),
+            "Group 'masters' has no host in hosts.yml: add at least one host to it.",
+            id="group-missing",
+        ),
+    ],
+)
+def test_wrong_hosts_are_refused(
+    preflight: Preflight, edit: Callable[[Preflight], None], sentence: str
+) -> None:
+    edit(preflight)
+    assert preflight.sentence() == sentence
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "sentence"),
+    [
+        (
+            "t2v_runtime",
+            "podman",
+            "t2v_runtime is 'podman', which is unknown: set it to 'docker' or 'kubernetes' in"
+            " inventory/group_vars/all/site.yml.",
+        ),
+        (
+            "t2v_runtime",
+            "kubernetes",
+            "t2v_runtime is 'kubernetes' in inventory/group_vars/all/site.yml, which is not built"
+            " yet in this release: run with -e t2v_runtime=docker.",
+        ),
+        (
+            "t2v_registry_flavour",
+            "quay",
+            "t2v_registry_flavour is 'quay', which is unknown: set it to 'distribution' in"
+            " inventory/group_vars/all/registry.yml.",
+        ),
+        (
+            "t2v_registry_flavour",
+            "harbor",
+            "t2v_registry_flavour is 'harbor', which is not built yet in this release: set it to"
+            " 'distribution' in inventory/group_vars/all/registry.yml.",
+        ),
+        (
+            "t2v_registry_port",
+            "70000",
+            "t2v_registry_port is '70000', which is not a port: set it to a number from 1 to 65535"
+            " in inventory/group_vars/all/registry.yml.",
+        ),
+        (
+            "t2v_service_port",
+            "http",
+            "t2v_service_port is 'http', which is not a port: set it to a number from 1 to 65535"
+            " in inventory/group_vars/all/service.yml.",
+        ),
+        (
+            "t2v_image_tag",
+            "v1:latest",
+            "t2v_image_tag is 'v1:latest', which is not an image tag: use up to 128 letters,"
+            " digits, '_', '.' and '-' in inventory/group_vars/all/image.yml.",
+        ),
+        (
+            "t2v_image_repository",
+            "AI/wan",
+            "t2v_image_repository is 'AI/wan', which no registry accepts: set it to lower-case"
+            " words joined by '/', such as ai/wan2.2-t2v-5b, in"
+            " inventory/group_vars/all/image.yml.",
+        ),
+        (
+            "t2v_subnet",
+            "192.168.0.0",
+            "t2v_subnet is '192.168.0.0', which is not an IPv4 network such as 192.168.0.0/24:"
+            " correct it in inventory/group_vars/all/site.yml.",
+        ),
+        (
+            "t2v_gateway",
+            "router",
+            "t2v_gateway is 'router', which is not an IPv4 address: correct it in"
+            " inventory/group_vars/all/site.yml.",
+        ),
+        (
+            "t2v_domain",
+            "T2V sanchuang",
+            "t2v_domain is 'T2V sanchuang', which is not a host name: set it to a name in lower"
+            " case such as t2v.example.org in inventory/group_vars/all/site.yml.",
+        ),
+        (
+            "t2v_videos_dir",
+            "videos",
+            "t2v_videos_dir is 'videos': set it to an absolute path without spaces in"
+            " inventory/group_vars/all/site.yml.",
+        ),
+        (
+            "t2v_videos_uid",
+            "0",
+            "t2v_videos_uid is '0': set it to a number above 0 in"
+            " inventory/group_vars/all/site.yml.",
+        ),
+    ],
+)
+def test_wrong_settings_are_refused(
+    preflight: Preflight, variable: str, value: str, sentence: str
+) -> None:
+    assert preflight.sentence(**{variable: value}) == sentence
+
+
+def test_missing_archive_is_refused(preflight: Preflight) -> None:
+    assert preflight.sentence(t2v_image_base_archive="/nowhere/base.tar") == (
+        "t2v_image_base_archive is '/nowhere/base.tar', and there is no such file on the"
+        " controller: set it to a `docker save` archive that holds"
+        " docker.io/pytorch/pytorch:2.13.0-cuda12.6-cudnn9-runtime, or to an empty string in"
+        " inventory/group_vars/all/image.yml."
+    )
+
+
+def test_every_fault_is_named_at_once(preflight: Preflight) -> None:
+    preflight.replace("192.168.0.22", "192.168.0.21")
+    sentence = preflight.sentence(t2v_image_tag="a b")
+    assert "Address 192.168.0.21 is given to worker1 and worker2" in sentence
+    assert "t2v_image_tag is 'a b'" in sentence
+
+
+def test_no_host_is_touched_while_the_inventory_is_wrong(preflight: Preflight) -> None:
+    preflight.replace("192.168.0.22", "192.168.0.21")
+    done = ansible(
+        "ansible-playbook", "-i", str(preflight.inventory), "site.yml", "-e", "t2v_runtime=docker"
+    )
+    assert done.returncode != 0
+    assert "Probe the host" not in done.stdout
+    assert "unreachable=1" not in done.stdout
