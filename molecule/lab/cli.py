@@ -71,7 +71,7 @@ def _create(options: argparse.Namespace) -> int:
     with lab.locked(paths):
         paths, scenario, site = _read(options)
         lab.create(paths, scenario, site)
-        lab.ansible_variables(paths, scenario)
+        lab.ansible_variables(paths, scenario, site)
     return 0
 
 
@@ -81,7 +81,7 @@ def _up(options: argparse.Namespace) -> int:
     with lab.locked(paths):
         paths, scenario, site = _read(options)
         lab.create(paths, scenario, site)
-        variables = lab.ansible_variables(paths, scenario)
+        variables = lab.ansible_variables(paths, scenario, site)
         command = [*_ansible_playbook(options), "site.yml", *variables, *options.extra]
         say("==> site.yml -i inventory/")
         results = _watch(paths, command)
@@ -135,11 +135,11 @@ def _ansible_playbook(options: argparse.Namespace) -> list[str]:
 
 
 def _playbook(options: argparse.Namespace) -> int:
-    paths, scenario, _ = _read(options)
+    paths, scenario, site = _read(options)
     _require(paths)
     command = [
         *_ansible_playbook(options),
-        *lab.ansible_variables(paths, scenario),
+        *lab.ansible_variables(paths, scenario, site),
         *_plain(options.command),
     ]
     return _inside(paths, command)

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,7 @@ _MACHINE = [
     "ca-certificates",
 ]
 _NFS = ["linux-image-cloud-amd64", "initramfs-tools", "nfs-kernel-server", "python3"]
+_CONTAINER = ("python3", "python3-pip", "ca-certificates")
 _TORCH_LOCK = REPOSITORY / "files/server/requirements-torch-cpu.txt"
 
 # What firmware and a kernel of its own would give a machine, and nspawn does not: writable
@@ -79,7 +81,6 @@ RECIPES = {
 def machine_image(paths: Paths, kind: str) -> Path:
     """Directory with ``rootfs/`` (and ``vmlinuz``, ``initrd.img`` of a vm) for this kind."""
     recipe = RECIPES[kind]
-    key = repr((recipe, MIRROR, _HOST_UNIT, _SYSTEM_CONF))
 
     def build(place: Path) -> None:
         place.mkdir()
@@ -89,7 +90,19 @@ def machine_image(paths: Paths, kind: str) -> Path:
         if recipe.kernel:
             _take_kernel(rootfs, place)
 
+    key = _machine_key(recipe)
     return _cached(paths, kind, key, f"Base image {kind} (Debian {recipe.suite})", build)
+
+
+def prune(paths: Paths, in_use: set[Path]) -> None:
+    """Remove cached images that a newer recipe has replaced and no machine stands on."""
+    current = {f"{kind}-{_digest(_machine_key(recipe))}" for kind, recipe in RECIPES.items()}
+    current.add(f"container-base-{_digest(_container_key())}.tar")
+    # Whole images only: what another lab is building beside them has a longer name.
+    whole = re.compile(rf"({'|'.join([*RECIPES, 'container-base'])})-[0-9a-f]{{12}}(\.tar)?")
+    for place in paths.cache.iterdir():
+        if whole.fullmatch(place.name) and place.name not in current and place not in in_use:
+            _remove_tree(place)
 
 
 def mirror_host(image: Path) -> str:
@@ -103,13 +116,11 @@ def container_base(paths: Paths) -> Path:
 
     The lab's stand-in for the public image that ``inventory/`` names.
     """
-    packages = ("python3", "python3-pip", "ca-certificates")
-    key = repr((packages, MIRROR, _TORCH_LOCK.read_text(), _trusted().read_bytes()))
 
     def build(place: Path) -> None:
         rootfs = place.with_suffix(".rootfs")
         _remove_tree(rootfs)
-        _bootstrap(rootfs, "bookworm", packages)
+        _bootstrap(rootfs, "bookworm", _CONTAINER)
         target = rootfs / "usr/local/lib/python3.11/dist-packages"
         run_with_retries(
             [
@@ -144,14 +155,31 @@ def container_base(paths: Paths) -> Path:
         _remove_tree(rootfs)
 
     return _cached(
-        paths, "container-base", key, f"Container base image {CONTAINER_BASE}", build, ".tar"
+        paths,
+        "container-base",
+        _container_key(),
+        f"Container base image {CONTAINER_BASE}",
+        build,
+        ".tar",
     )
+
+
+def _machine_key(recipe: Recipe) -> str:
+    return repr((recipe, MIRROR, _HOST_UNIT, _SYSTEM_CONF))
+
+
+def _container_key() -> str:
+    return repr((_CONTAINER, MIRROR, _TORCH_LOCK.read_text(), _trusted().read_bytes()))
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()[:12]
 
 
 def _cached(
     paths: Paths, name: str, key: str, title: str, build: Callable[[Path], None], suffix: str = ""
 ) -> Path:
-    digest = hashlib.sha256(key.encode()).hexdigest()[:12]
+    digest = _digest(key)
     place = paths.cache / f"{name}-{digest}{suffix}"
     if not place.exists():
         paths.cache.mkdir(parents=True, exist_ok=True)

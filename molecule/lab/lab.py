@@ -142,6 +142,7 @@ def create(paths: Paths, scenario: Scenario, site: Site) -> None:
         machine.wait_for_ssh(
             paths, site.hosts, max(_BOOT_SECONDS[host.kind] for host in site.hosts)
         )
+    images.prune(paths, machine.images_in_use(paths))
     for share in scenario.shared:
         names = ", ".join(
             host.name for host in site.hosts if share.group in host.groups and host.kind != "vm"
@@ -232,11 +233,11 @@ def _remove_if_empty(path: Path) -> None:
         return
 
 
-def ansible_variables(paths: Paths, scenario: Scenario) -> list[str]:
+def ansible_variables(paths: Paths, scenario: Scenario, site: Site) -> list[str]:
     """The ``-e`` options by which a lab differs from the documented site.
 
     First the scenario's own ``vars.yml``, then what only this lab knows: keys, the
-    controller's state, the base image's archive.
+    controller's state, and, where there is a host that builds images, their base.
     """
     own = {
         "ansible_user": "root",
@@ -246,9 +247,10 @@ def ansible_variables(paths: Paths, scenario: Scenario) -> list[str]:
             "-o StrictHostKeyChecking=yes"
         ),
         "t2v_state_dir": str(paths.state / "controller"),
-        "t2v_image_base": images.CONTAINER_BASE,
-        "t2v_image_base_archive": str(images.container_base(paths)),
     }
+    if any("harbor" in host.groups for host in site.hosts):
+        own["t2v_image_base"] = images.CONTAINER_BASE
+        own["t2v_image_base_archive"] = str(images.container_base(paths))
     written = paths.state / "vars.yml"
     written.write_text(yaml.safe_dump(own))
     shared = scenario.directory / "vars.yml"

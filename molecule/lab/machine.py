@@ -68,6 +68,12 @@ def prepared(paths: Paths) -> list[str]:
     return sorted(path.name for path in top.iterdir()) if top.is_dir() else []
 
 
+def images_in_use(paths: Paths) -> set[Path]:
+    """Base images that machines of any lab stand on."""
+    records = paths.state.parent.glob("*/machines/*/machine.json")
+    return {Path(json.loads(record.read_text())["image"]) for record in records}
+
+
 def describe(paths: Paths, scenario: Scenario, site: Site, host: Host, image: Path) -> Machine:
     """The machine that this host of the inventory should be."""
     volumes = [

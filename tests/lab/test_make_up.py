@@ -42,7 +42,14 @@ def recap(output: str) -> dict[str, dict[str, int]]:
 
 
 @pytest.fixture(scope="module")
-def before() -> Iterator[dict[str, list[str]]]:
+def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("tmpdir")
+    ENVIRONMENT["TMPDIR"] = str(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def before(temporary: Path) -> Iterator[dict[str, list[str]]]:
     make("down")
     yield snapshot()
     make("down")
@@ -126,9 +133,11 @@ def silent() -> set[str]:
 
 
 def test_down_leaves_the_machine_as_it_was(
-    before: dict[str, list[str]], first: subprocess.CompletedProcess[str]
+    before: dict[str, list[str]], temporary: Path, first: subprocess.CompletedProcess[str]
 ) -> None:
     assert make("down").returncode == 0
     after = snapshot()
-    assert {key: after[key] for key in before} == before
+    for what, entries in before.items():
+        assert after[what] == entries, what
+    assert not list(temporary.iterdir())
     assert not Path("/var/lib/t2v-lab", NAME).exists()
