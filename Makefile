@@ -54,13 +54,13 @@ ssh: .venv/installed ## open a shell on a host: make ssh HOST=worker1
 playbook: .venv/installed ## run site.yml again on the hosts that stand: make playbook ARGS=--check
 	@$(LAB) playbook site.yml $(ARGS)
 
+serve: export T2V_BIND ?= 127.0.0.1:8080
 serve: .venv-server/installed ## run the server here, without root, with the tiny model
 	@mkdir -p "$(VIDEOS)"
-	@echo "Serving on http://127.0.0.1:8080/ ; in another terminal:"
-	@echo "  curl 'http://127.0.0.1:8080/generate?prompt=a%20dog%20running'"
+	@echo "Serving on http://$$T2V_BIND/ ; in another terminal:"
+	@echo "  curl 'http://$$T2V_BIND/generate?prompt=a%20dog%20running'"
 	@echo "Videos go to $(VIDEOS); Ctrl-C ends it."
-	@cd files/server && T2V_OUTPUT_DIR="$(VIDEOS)" T2V_BIND="$${T2V_BIND:-127.0.0.1:8080}" \
-	  exec ../../$(SERVER_BIN)/python -m gunicorn -c t2v_server/gunicorn.conf.py
+	@cd files/server && T2V_OUTPUT_DIR="$(VIDEOS)" exec ../../$(SERVER_BIN)/python -m gunicorn -c t2v_server/gunicorn.conf.py
 
 test: lint ## everything that CI runs (as root: the hosts are built)
 	@$(BIN)/python tests/run.py
