@@ -2,11 +2,13 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
+# Ansible refuses a locale that the machine does not have, as ssh may hand one over.
+export LC_ALL := C.UTF-8
 
 # ansible-core 2.16 runs on Python 3.10 to 3.12; the locked CPU build of PyTorch is for 3.11.
 # The system's own first: an environment made from it serves every user of this machine.
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3.11) python3)
-# Options for ansible-playbook, such as ARGS='-e t2v_model=tiny --tags edge'.
+# Options for ansible-playbook, such as ARGS='--check --diff' or ARGS='--tags edge'.
 ARGS ?=
 HOST ?= ansible
 
@@ -14,6 +16,8 @@ BIN := .venv/bin
 SERVER_BIN := .venv-server/bin
 LAB := PYTHONPATH=molecule $(BIN)/python -m lab
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes
+# PyTorch publishes its builds for the CPU here; asked when pip does not find them by itself.
+export T2V_TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 UV_SERVER = ../../$(BIN)/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 \
   --python-platform x86_64-manylinux_2_28 --no-header --no-annotate --no-emit-index-url --no-emit-find-links
 VIDEOS ?= $(or $(XDG_STATE_HOME),$(HOME)/.local/state)/sanchuang-t2v/videos
@@ -27,19 +31,23 @@ make_venv() { \
   rm -rf "$$1"; \
   if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
     echo "    installing python3-venv"; \
-    apt-get update -qq && apt-get install -qq -y --no-install-recommends python3-venv >/dev/null; \
+    apt-get -o Acquire::Retries=3 update -qq && \
+      apt-get install -qq -y --no-install-recommends python3-venv ca-certificates >/dev/null; \
   fi; \
   $(PYTHON) -m venv "$$1" || \
     { echo "ERROR: $(PYTHON) makes no environments; on Debian: apt-get install python3-venv" >&2; exit 1; }; \
 }; make_venv
 endef
 
-.PHONY: help up down status ssh playbook serve test test-all lint lock clean
+.PHONY: help root up down status ssh playbook serve test test-all lint lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
-up: .venv/installed ## build the seven hosts on this machine and end with a video (as root)
+root:
+	@[ "$$(id -u)" = 0 ] || { echo "ERROR: the hosts are built with namespaces and machines, which only root may; run it as root (for example 'sudo make up')" >&2; exit 1; }
+
+up: root .venv/installed ## build the seven hosts on this machine and end with a video (as root)
 	@$(LAB) up -- $(ARGS)
 
 down: .venv/installed ## remove every trace of them, the image cache aside
@@ -88,17 +96,20 @@ clean: ## remove what this Makefile installed below this folder
 
 # Made anew whenever the lock changes; the stamp comes last, so a killed install is repeated.
 .venv/installed: requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || \
-	  { echo "ERROR: $(PYTHON) is $$($(PYTHON) -V 2>&1); set PYTHON to a Python 3.10, 3.11 or 3.12" >&2; exit 1; }
 	@echo "==> Controller environment in .venv (once)"
 	@$(MAKE_VENV) .venv
+	@.venv/bin/python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || \
+	  { echo "ERROR: $(PYTHON) is $$($(PYTHON) -V 2>&1); set PYTHON to a Python 3.10, 3.11 or 3.12" >&2; exit 1; }
 	@.venv/bin/python $(PIP_INSTALL) -r requirements.txt
 	@touch $@
 
 .venv-server/installed: files/server/requirements.txt files/server/requirements-torch-cpu.txt files/server/requirements-dev.txt
 	@echo "==> Server environment in .venv-server (once)"
 	@$(MAKE_VENV) .venv-server
+	@.venv-server/bin/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo "ERROR: $(PYTHON) is $$($(PYTHON) -V 2>&1); the server is locked for Python 3.11, set PYTHON to one" >&2; exit 1; }
 	@.venv-server/bin/python $(PIP_INSTALL) -r files/server/requirements.txt
-	@.venv-server/bin/python $(PIP_INSTALL) -r files/server/requirements-torch-cpu.txt
+	@.venv-server/bin/python $(PIP_INSTALL) -r files/server/requirements-torch-cpu.txt 2>/dev/null || \
+	  .venv-server/bin/python $(PIP_INSTALL) --extra-index-url $(T2V_TORCH_INDEX) -r files/server/requirements-torch-cpu.txt
 	@.venv-server/bin/python $(PIP_INSTALL) -r files/server/requirements-dev.txt
 	@touch $@

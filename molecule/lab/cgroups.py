@@ -9,6 +9,7 @@ hierarchy of cgroup v1 (its cgroup namespace is rooted there), one in cgroup v2.
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from lab.errors import LabError
@@ -48,7 +49,7 @@ def _make(mount: Path, version2: bool, group: Path) -> Path:
         if version2:
             _delegate(path)
         path = path / part
-        path.mkdir(exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
         if (path / "cpuset.cpus").exists() and not version2:
             # A new v1 cpuset is empty and refuses every process until it is filled.
             for name in ("cpuset.cpus", "cpuset.mems"):
@@ -77,21 +78,20 @@ def enter(lab: str, group: str, *, every_hierarchy: bool) -> None:
 
 def members(lab: str, group: str) -> list[int]:
     """Ids of the processes in ``group`` and below; empty where there is no such group."""
-    top = _tracking() / _ROOT / lab / group
     found: list[int] = []
-    for path in [top, *top.rglob("*")] if top.is_dir() else []:
-        if path.is_dir():
-            try:
-                found += [int(pid) for pid in (path / "cgroup.procs").read_text().split()]
-            except OSError:
-                continue  # removed while we looked
+    for path, _, _ in os.walk(_tracking() / _ROOT / lab / group):
+        try:
+            found += [int(pid) for pid in Path(path, "cgroup.procs").read_text().split()]
+        except OSError:
+            continue  # removed while we looked
     return found
 
 
 def kill(lab: str, group: str, *, number: int = signal.SIGKILL, seconds: float = 20.0) -> None:
     """Send ``number`` to every process of ``group`` until none is left.
 
-    Raises LabError when some are still there after ``seconds``.
+    Half way through ``seconds`` it becomes SIGKILL. Raises LabError when some are still
+    there after that.
     """
     deadline = time.monotonic() + seconds
     while pids := members(lab, group):
@@ -100,6 +100,8 @@ def kill(lab: str, group: str, *, number: int = signal.SIGKILL, seconds: float =
                 os.kill(pid, number)
             except ProcessLookupError:
                 continue
+        if time.monotonic() > deadline - seconds / 2:
+            number = signal.SIGKILL
         if time.monotonic() > deadline:
             raise LabError(
                 f"processes {pids} of lab '{lab}' do not end; look at them with ps and repeat"
@@ -116,12 +118,9 @@ def remove(lab: str, group: str | None = None) -> None:
         if top.is_dir():
             for path, _, _ in os.walk(top, topdown=False):
                 _rmdir(Path(path))
-        if group is None and (mount / _ROOT).is_dir() and not _children(mount / _ROOT):
-            _rmdir(mount / _ROOT)
-
-
-def _children(path: Path) -> list[Path]:
-    return [child for child in path.iterdir() if child.is_dir()]
+        if group is None:
+            with suppress(OSError):  # another lab stands, or is about to
+                (mount / _ROOT).rmdir()
 
 
 def _rmdir(path: Path) -> None:

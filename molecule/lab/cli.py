@@ -17,14 +17,19 @@ from lab.steps import say, step
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse and carry out; a LabError becomes one line and status 1."""
+    """Parse and carry out; what a user can mend becomes one line and status 1."""
     options = _parser().parse_args(arguments)
+    # A root that came by plain `su` has no sbin on its path.
+    os.environ["PATH"] = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     # Ctrl-C and a polite kill unwind alike, so that a step says that it was cut off.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         return int(options.action(options))
     except LabError as error:
         print(f"ERROR: {error}", file=sys.stderr)
+        return 1
+    except (OSError, subprocess.SubprocessError) as error:
+        print(f"ERROR: {error}; repeat, or `make down` first", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped; `make up` goes on from here, `make down` cleans up", file=sys.stderr)
@@ -85,6 +90,8 @@ def _up(options: argparse.Namespace) -> int:
         command = [*_ansible_playbook(options), "site.yml", *variables, *options.extra]
         say("==> site.yml -i inventory/")
         results = _watch(paths, command)
+    if not results and not any(one.startswith(_PARTIAL) for one in options.extra):
+        raise LabError("site.yml ended without a video; run it again and read its last play")
     steps.summary(time.monotonic() - started)
     say("")
     for line in results:
@@ -96,6 +103,8 @@ def _up(options: argparse.Namespace) -> int:
     return 0
 
 
+# Options of ansible-playbook with which nobody expects a video.
+_PARTIAL = ("--check", "-C", "--tags", "-t", "--skip-tags", "--list", "--syntax-check", "--limit")
 _PLAY = re.compile(r"^PLAY \[(.*)\]")
 _RESULT = re.compile(r"(Video generated at /\S+\.mp4|ffprobe: [^\"']*)")
 
@@ -103,11 +112,11 @@ _RESULT = re.compile(r"(Video generated at /\S+\.mp4|ffprobe: [^\"']*)")
 def _watch(paths: Paths, command: list[str]) -> list[str]:
     """Run the playbook, pass its output on, time its plays; its results are the lines kept.
 
-    Raises LabError when it fails or ends without a video.
+    Raises LabError when it fails.
     """
     play, since = "", time.monotonic()
     results: list[str] = []
-    process = lab.start_tracked(paths, command, lab.environment(paths))
+    process = lab.start_tracked(paths, command, output=subprocess.PIPE)
     assert process.stdout is not None
     try:
         for line in process.stdout:
@@ -142,14 +151,17 @@ def _playbook(options: argparse.Namespace) -> int:
         *lab.ansible_variables(paths, scenario, site),
         *_plain(options.command),
     ]
-    return _inside(paths, command)
+    with lab.locked(paths):
+        try:
+            return lab.start_tracked(paths, command).wait()
+        finally:
+            cgroups.kill(paths.name, "run")
 
 
 def _down(options: argparse.Namespace) -> int:
     paths = Paths(options.name)
     with lab.locked(paths), step(f"Lab '{paths.name}' removed"):
         lab.destroy(paths)
-    paths.lock.unlink(missing_ok=True)
     return 0
 
 

@@ -3,6 +3,7 @@
 import ipaddress
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -47,7 +48,11 @@ def _ansible_inventory(inventory: Path) -> dict[str, object]:
         str(inventory),
         "--list",
     ]
-    environment = {**os.environ, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg")}
+    environment = {
+        **os.environ,
+        "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"),
+        "LC_ALL": "C.UTF-8",
+    }
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, cwd=REPOSITORY, env=environment
     )
@@ -76,12 +81,21 @@ def read_site(inventory: Path, scenario: Scenario) -> Site:
                 groups.setdefault(name, []).append(group)
     if not groups:
         raise LabError(f"{inventory} names no host; the lab builds the hosts of the inventory")
-    first = hostvars[min(groups)]
+    first = hostvars.get(min(groups), {})
     missing = [key for key in ("t2v_subnet", "t2v_gateway", "t2v_interface") if key not in first]
     if missing:
         raise LabError(f"{inventory} does not set {', '.join(missing)} (group_vars/all/site.yml)")
-    subnet = ipaddress.IPv4Network(first["t2v_subnet"])
-    gateway = ipaddress.IPv4Address(first["t2v_gateway"])
+    try:
+        subnet = ipaddress.IPv4Network(first["t2v_subnet"])
+        gateway = ipaddress.IPv4Address(first["t2v_gateway"])
+    except ValueError as error:
+        raise LabError(
+            f"t2v_subnet or t2v_gateway in {inventory} (group_vars/all/site.yml) is wrong: {error}"
+        ) from error
+    if gateway not in subnet:
+        raise LabError(
+            f"t2v_gateway {gateway} in {inventory} is outside of t2v_subnet {subnet}; correct one"
+        )
     unknown = sorted((set(scenario.hosts) | set(scenario.kinds)) - set(groups))
     if unknown:
         raise LabError(
@@ -105,10 +119,18 @@ def read_site(inventory: Path, scenario: Scenario) -> Site:
                 f"address {address} is given twice in {inventory}: to {taken[address]} and to "
                 f"{name}; give one of them another ansible_host"
             )
-        if address not in subnet:
+        if address not in subnet or address in (
+            subnet.network_address,
+            subnet.broadcast_address,
+        ):
             raise LabError(
-                f"host {name} has address {address}, outside of t2v_subnet {subnet}; "
-                f"correct ansible_host or t2v_subnet in {inventory}"
+                f"host {name} has address {address}, outside of t2v_subnet {subnet} or not for "
+                f"hosts; correct ansible_host or t2v_subnet in {inventory}"
+            )
+        if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?", name):
+            raise LabError(
+                f"'{name}' in {inventory} cannot be a machine's host name; use letters, digits "
+                "and hyphens"
             )
         taken[address] = name
         if not scenario.hosts or name in scenario.hosts:

@@ -13,17 +13,22 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from lab.errors import LabError
 from lab.settings import REPOSITORY, Paths
-from lab.shell import run, run_with_retries
+from lab.shell import run, run_with_retries, succeeds
 from lab.steps import step
 
 # Another Debian mirror than mmdebstrap's own choice.
 MIRROR = os.environ.get("T2V_LAB_MIRROR") or ""
+# PyTorch publishes its builds for the CPU here; asked when pip does not find them by itself.
+TORCH_INDEX = os.environ.get("T2V_TORCH_INDEX") or "https://download.pytorch.org/whl/cpu"
 CONTAINER_BASE = "lab/python-torch:2.13.0"
 
 _MACHINE = [
@@ -37,6 +42,7 @@ _MACHINE = [
     "ca-certificates",
 ]
 _NFS = ["linux-image-cloud-amd64", "initramfs-tools", "nfs-kernel-server", "python3"]
+_KEEP_SECONDS = 2 * 24 * 3600
 _CONTAINER = ("python3", "python3-pip", "ca-certificates")
 _TORCH_LOCK = REPOSITORY / "files/server/requirements-torch-cpu.txt"
 
@@ -99,16 +105,21 @@ def prune(paths: Paths, in_use: set[Path]) -> None:
     current = {f"{kind}-{_digest(_machine_key(recipe))}" for kind, recipe in RECIPES.items()}
     current.add(f"container-base-{_digest(_container_key())}.tar")
     # Whole images only: what another lab is building beside them has a longer name.
+    mounts = _all_mounts()
     whole = re.compile(rf"({'|'.join([*RECIPES, 'container-base'])})-[0-9a-f]{{12}}(\.tar)?")
     for place in paths.cache.iterdir():
-        if whole.fullmatch(place.name) and place.name not in current and place not in in_use:
+        if not whole.fullmatch(place.name) or place.name in current or place in in_use:
+            continue
+        # Young ones may be another checkout's; mounted ones a lab's that lies elsewhere.
+        if time.time() - place.stat().st_mtime > _KEEP_SECONDS and str(place) not in mounts:
             _remove_tree(place)
 
 
-def mirror_host(image: Path) -> str:
-    """Host name of the package mirror that machines of this image ask."""
+def mirror(image: Path) -> tuple[str, int]:
+    """Host name and port of the package mirror that machines of this image ask."""
     lines = (image / "rootfs/etc/apt/sources.list").read_text().splitlines()
-    return next(line.split("//")[1].split("/")[0] for line in lines if line.startswith("deb "))
+    url = next(urlsplit(line.split()[1]) for line in lines if line.startswith("deb "))
+    return str(url.hostname), url.port or (443 if url.scheme == "https" else 80)
 
 
 def container_base(paths: Paths) -> Path:
@@ -122,30 +133,15 @@ def container_base(paths: Paths) -> Path:
         _remove_tree(rootfs)
         _bootstrap(rootfs, "bookworm", _CONTAINER)
         target = rootfs / "usr/local/lib/python3.11/dist-packages"
-        run_with_retries(
-            [
-                sys.executable,
-                "-m",
-                "pip",
-                "install",
-                "--quiet",
-                "--no-deps",
-                "--no-compile",
-                "--disable-pip-version-check",
-                "--root-user-action=ignore",
-                "--require-hashes",
-                "--only-binary=:all:",
-                "--python-version",
-                "3.11",
-                "--platform",
-                "manylinux_2_28_x86_64",
-                "--target",
-                str(target),
-                "-r",
-                str(_TORCH_LOCK),
-            ],
-            "installing PyTorch into the container base image",
-        )
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
+        pip += ["--disable-pip-version-check", "--root-user-action=ignore", "--require-hashes"]
+        pip += ["--only-binary=:all:", "--python-version", "3.11"]
+        pip += ["--platform", "manylinux_2_28_x86_64", "--target", str(target)]
+        pip += ["-r", str(_TORCH_LOCK)]
+        if not succeeds(pip):
+            # Not where this machine's pip looks by itself; the hash says that it is the same.
+            pip += ["--extra-index-url", TORCH_INDEX]
+            run_with_retries(pip, "installing PyTorch into the container base image")
         # Behind a proxy that opens TLS, a build inside the lab trusts what this machine trusts.
         shutil.copy(_trusted(), rootfs / "etc/ssl/certs/ca-certificates.crt")
         (rootfs / "etc/pip.conf").write_text(
@@ -162,6 +158,14 @@ def container_base(paths: Paths) -> Path:
         build,
         ".tar",
     )
+
+
+def _all_mounts() -> str:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/mounts"):
+        with suppress(OSError):  # the process has ended
+            found.append(path.read_text())
+    return "\n".join(found)
 
 
 def _machine_key(recipe: Recipe) -> str:
@@ -196,7 +200,12 @@ def _cached(
 
 
 def _bootstrap(rootfs: Path, suite: str, packages: tuple[str, ...]) -> None:
+    # In a mount namespace of its own: what it mounts goes with it, also when it is killed.
     command = [
+        "unshare",
+        "--mount",
+        "--propagation",
+        "private",
         "mmdebstrap",
         "--quiet",
         "--variant=minbase",
@@ -214,8 +223,9 @@ def _bootstrap(rootfs: Path, suite: str, packages: tuple[str, ...]) -> None:
             if number == 3:
                 raise LabError(
                     f"Debian {suite} could not be fetched in 3 attempts ({error}); is its mirror "
-                    "reachable? T2V_LAB_MIRROR names another one"
+                    "reachable (T2V_LAB_MIRROR names another one), is there room?"
                 ) from error
+            time.sleep(5 * number)
 
 
 def _furnish(rootfs: Path) -> None:
@@ -290,7 +300,10 @@ def _docker_archive(rootfs: Path, place: Path) -> None:
 
 
 def _trusted() -> Path:
-    return Path(os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt")
+    path = Path(os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt")
+    if not path.is_file():
+        raise LabError(f"{path} does not exist; install ca-certificates")
+    return path
 
 
 def _pip_index() -> str:

@@ -4,9 +4,13 @@ import fcntl
 import os
 import platform
 import shutil
+import socket
 import subprocess
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -15,7 +19,7 @@ from lab import cgroups, images, machine, network
 from lab.errors import LabError
 from lab.hosts import Host, Site
 from lab.settings import REPOSITORY, Paths, Scenario
-from lab.shell import run, run_with_retries, succeeds
+from lab.shell import run, run_with_retries, succeeds, track_with
 from lab.steps import say, step
 
 # Program → the Debian package that brings it.
@@ -29,17 +33,23 @@ _PROGRAMS = {
     "mke2fs": "e2fsprogs",
     "nsenter": "util-linux",
     "sysctl": "procps",
+    "update-ca-certificates": "ca-certificates",
 }
 _VM_PROGRAMS = {"qemu-system-x86_64": "qemu-system-x86"}
 _FREE_GIB = 12
+_FREE_GIB_BUILT = 2
 _BOOT_SECONDS = {"debian12": 60.0, "py27": 60.0, "vm": 300.0}
 
 
 @contextmanager
 def locked(paths: Paths) -> Iterator[None]:
-    """Be the only one who changes this lab. Raises LabError when another does."""
+    """Be the only one who changes this lab. Raises LabError when another does.
+
+    Commands that are run meanwhile belong to the lab's group ``run``, by which the next
+    holder ends what a killed one left running.
+    """
     _require_root()
-    paths.cache.mkdir(parents=True, exist_ok=True)
+    paths.lock.parent.mkdir(parents=True, exist_ok=True)
     with paths.lock.open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -49,15 +59,22 @@ def locked(paths: Paths) -> Iterator[None]:
                 f"lab '{paths.name}' is being changed by process {lock.read().strip() or '?'}; "
                 "wait for it to end, or stop it"
             ) from None
+        if not paths.lock.exists() or os.fstat(lock.fileno()).st_ino != paths.lock.stat().st_ino:
+            raise LabError(f"lab '{paths.name}' was just removed by another run; repeat")
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
         # What an earlier run was doing when it was killed must not go on beside us.
         cgroups.kill(paths.name, "run")
+        track_with(lambda: cgroups.enter(paths.name, "run", every_hierarchy=False))
         try:
             yield
         finally:
-            lock.truncate(0)
+            track_with(None)
+            if not paths.state.exists():
+                # Held until the end: nobody can have locked the file that goes.
+                paths.lock.unlink()
+                _remove_if_empty(paths.lock.parent)
 
 
 def _require_root() -> None:
@@ -70,17 +87,22 @@ def _require_root() -> None:
         )
 
 
-def check_space(paths: Paths) -> None:
-    """Refuse to start where the disk would fill up half way. Raises LabError."""
+def check_space(paths: Paths, site: Site) -> None:
+    """Refuse to start where the disk would fill up half way. Raises LabError.
+
+    What is still to be built needs room; machines that stand need little more.
+    """
+    built = all(machine.load(paths, host.name) for host in site.hosts)
+    needed = _FREE_GIB_BUILT if built else _FREE_GIB
     for place in {paths.cache, paths.state}:
         existing = place
         while not existing.exists():
             existing = existing.parent
         free = shutil.disk_usage(existing).free / 1024**3
-        if free < _FREE_GIB:
+        if free < needed:
             setting = "T2V_LAB_CACHE" if place == paths.cache else "T2V_LAB_STATE"
             raise LabError(
-                f"{place} has {free:.1f} GiB free and the lab needs {_FREE_GIB}; make room, or "
+                f"{place} has {free:.1f} GiB free and the lab needs {needed}; make room, or "
                 f"set {setting} to a directory on a larger disk"
             )
 
@@ -114,8 +136,10 @@ def install_programs(site: Site) -> None:
 
 def create(paths: Paths, scenario: Scenario, site: Site) -> None:
     """Build what is missing of the lab's machines and network, and wait until all answer."""
-    check_space(paths)
+    check_space(paths, site)
     install_programs(site)
+    resolvers = network.nameservers(site)
+    standing = all(machine.load(paths, host.name) for host in site.hosts)
     pictures = {
         kind: images.machine_image(paths, kind)
         for kind in sorted({host.kind for host in site.hosts})
@@ -125,17 +149,18 @@ def create(paths: Paths, scenario: Scenario, site: Site) -> None:
         say(f"    {name} is no longer in the inventory: removed")
         _remove_machine(paths, name)
     with step("Network"):
+        if not network.complete(paths, site):
+            for name in machine.prepared(paths):
+                machine.pull_plug(paths, name)
         network.create(paths, site)
-        mirror = images.mirror_host(next(iter(pictures.values())))
-        _check_mirror(paths, mirror)
+        _check_mirror(paths, *images.mirror(next(iter(pictures.values()))), fatal=not standing)
     with step(f"{len(site.hosts)} machines powered on and answering over ssh"):
         _client_key(paths)
-        resolvers = network.nameservers()
         for host in site.hosts:
-            wanted = machine.describe(paths, scenario, site, host, pictures[host.kind])
+            wanted = machine.describe(paths, scenario, site, host, pictures[host.kind], resolvers)
             present = machine.load(paths, host.name)
             if present != wanted:
-                _renew(paths, present, wanted, str(site.gateway), resolvers)
+                _renew(paths, present, wanted)
         _write_known_hosts(paths, site)
         for host in site.hosts:
             machine.power_on(paths, host.name)
@@ -154,27 +179,31 @@ def create(paths: Paths, scenario: Scenario, site: Site) -> None:
             )
 
 
-def _check_mirror(paths: Paths, mirror: str) -> None:
-    probe = f"exec 3<>/dev/tcp/{mirror}/80"
-    for attempt in range(3):
-        if succeeds(network.inside(paths, ["timeout", "10", "bash", "-c", probe])):
-            return
-        say(f"    {mirror} did not answer from inside the lab (attempt {attempt + 1} of 3)")
-    raise LabError(
-        f"the lab's network cannot reach the package mirror {mirror}:80; check this machine's own "
-        "access, and that its firewall lets forwarded packets pass"
-    )
+def _check_mirror(paths: Paths, mirror: str, port: int, *, fatal: bool) -> None:
+    """Reach the mirror from inside; its name is looked up outside, as a loopback resolver may."""
+    problem = ""
+    for attempt in (1, 2, 3):
+        try:
+            address = socket.getaddrinfo(mirror, port, socket.AF_INET)[0][4][0]
+        except OSError as error:
+            problem = f"this machine cannot look up the package mirror {mirror} ({error})"
+        else:
+            probe = f"exec 3<>/dev/tcp/{address}/{port}"
+            if succeeds(network.inside(paths, ["timeout", "10", "bash", "-c", probe])):
+                return
+            problem = (
+                f"the lab's network cannot reach the package mirror {mirror}:{port}; check this "
+                "machine's own access, and that its firewall lets forwarded packets pass"
+            )
+        say(f"    {problem} (attempt {attempt} of 3)")
+        time.sleep(3 * attempt)
+    if fatal:
+        raise LabError(problem)
 
 
-def _renew(
-    paths: Paths,
-    present: machine.Machine | None,
-    wanted: machine.Machine,
-    gateway: str,
-    resolvers: list[str],
-) -> None:
+def _renew(paths: Paths, present: machine.Machine | None, wanted: machine.Machine) -> None:
     if present is not None:
-        if present.image != wanted.image and Path(present.image).exists():
+        if replace(wanted, image=present.image) == present and Path(present.image).exists():
             say(
                 f"    {wanted.name} keeps the older base image it was made from; "
                 "`make down` and `make up` renew it"
@@ -182,7 +211,7 @@ def _renew(
             return
         say(f"    {wanted.name} changed in the inventory or the scenario: made anew")
     _remove_machine(paths, wanted.name)
-    machine.prepare(paths, wanted, gateway, resolvers)
+    machine.prepare(paths, wanted)
 
 
 def _client_key(paths: Paths) -> None:
@@ -212,16 +241,29 @@ def _remove_machine(paths: Paths, name: str) -> None:
 
 
 def destroy(paths: Paths) -> None:
-    """Remove every trace of the lab but the cached images; fine when half of it is there."""
-    for name in machine.prepared(paths):
-        _remove_machine(paths, name)
-    cgroups.kill(paths.name, "")
-    cgroups.remove(paths.name)
-    network.remove(paths)
+    """Remove every trace of the lab but the cached images; fine when half of it is there.
+
+    Every part is attempted; raises LabError at the end when one of them could not be removed.
+    """
+    problems = []
+    parts: list[Callable[[], None]] = [
+        *(partial(_remove_machine, paths, name) for name in machine.prepared(paths)),
+        partial(cgroups.kill, paths.name, ""),
+        partial(cgroups.remove, paths.name),
+        partial(network.remove, paths),
+    ]
+    for remove in parts:
+        try:
+            remove()
+        except LabError as error:
+            problems.append(str(error))
+    if problems:
+        raise LabError("; ".join(problems))
     for place in (paths.state, paths.run):
         shutil.rmtree(place, ignore_errors=True)
-        for parent in (place.parent,):
-            _remove_if_empty(parent)
+    _remove_if_empty(paths.state.parent)
+    if not any(path.is_dir() for path in paths.run.parent.iterdir()):
+        (paths.run.parent / "network.lock").unlink(missing_ok=True)
     for leftover in (Path("/run/systemd/nspawn"), Path("/run/systemd")):
         _remove_if_empty(leftover)
 
@@ -263,7 +305,8 @@ def environment(paths: Paths) -> Mapping[str, str]:
         **os.environ,
         "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"),
         "ANSIBLE_SSH_CONTROL_PATH_DIR": str(paths.run / "cp"),
-        "ANSIBLE_LOCAL_TEMP": str(paths.state / "tmp"),
+        "ANSIBLE_HOME": str(paths.state / "ansible"),
+        "LC_ALL": "C.UTF-8",
         "PYTHONUNBUFFERED": "1",
     }
 
@@ -279,15 +322,18 @@ def status(paths: Paths, site: Site) -> list[tuple[Host, str, str]]:
 
 
 def start_tracked(
-    paths: Paths, command: list[str], env: Mapping[str, str]
+    paths: Paths, command: list[str], *, output: int | None = None
 ) -> subprocess.Popen[str]:
-    """Start a command in the lab's network, such that the next run can end it if we are killed."""
+    """Start a command in the lab's network, such that the next run can end it if we are killed.
+
+    Its output goes where ours goes, or to ``output`` (as in subprocess.Popen).
+    """
     return subprocess.Popen(
         network.inside(paths, command),
         cwd=REPOSITORY,
-        env=dict(env),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        env=dict(environment(paths)),
+        stdout=output,
+        stderr=None if output is None else subprocess.STDOUT,
         text=True,
         preexec_fn=lambda: cgroups.enter(paths.name, "run", every_hierarchy=False),
     )

@@ -33,6 +33,8 @@ class Machine:
 
     name: str
     address: str
+    gateway: str
+    nameservers: tuple[str, ...]
     kind: str
     image: str
     interface: str
@@ -57,9 +59,13 @@ def load(paths: Paths, name: str) -> Machine | None:
     record = paths.machine(name) / "machine.json"
     if not record.is_file():
         return None
-    raw = json.loads(record.read_text())
-    raw["binds"] = tuple((source, target) for source, target in raw["binds"])
-    return Machine(**raw)
+    try:
+        raw = json.loads(record.read_text())
+        raw["binds"] = tuple((source, target) for source, target in raw["binds"])
+        raw["nameservers"] = tuple(raw["nameservers"])
+        return Machine(**raw)
+    except (ValueError, TypeError, KeyError):
+        return None  # written by another version of the lab: as good as none
 
 
 def prepared(paths: Paths) -> list[str]:
@@ -74,7 +80,14 @@ def images_in_use(paths: Paths) -> set[Path]:
     return {Path(json.loads(record.read_text())["image"]) for record in records}
 
 
-def describe(paths: Paths, scenario: Scenario, site: Site, host: Host, image: Path) -> Machine:
+def describe(
+    paths: Paths,
+    scenario: Scenario,
+    site: Site,
+    host: Host,
+    image: Path,
+    nameservers: Sequence[str],
+) -> Machine:
     """The machine that this host of the inventory should be."""
     volumes = [
         (str(paths.machine(host.name) / "volumes" / path.strip("/").replace("/", "-")), path)
@@ -88,6 +101,8 @@ def describe(paths: Paths, scenario: Scenario, site: Site, host: Host, image: Pa
     return Machine(
         name=host.name,
         address=f"{host.address}/{site.subnet.prefixlen}",
+        gateway=str(site.gateway),
+        nameservers=tuple(nameservers),
         kind=host.kind,
         image=str(image),
         interface=site.interface,
@@ -97,7 +112,7 @@ def describe(paths: Paths, scenario: Scenario, site: Site, host: Host, image: Pa
     )
 
 
-def prepare(paths: Paths, machine: Machine, gateway: str, nameservers: Sequence[str]) -> None:
+def prepare(paths: Paths, machine: Machine) -> None:
     """Write the machine's own files; ``machine.json`` last, as the sign that all are there."""
     place = paths.machine(machine.name)
     shutil.rmtree(place, ignore_errors=True)
@@ -105,7 +120,7 @@ def prepare(paths: Paths, machine: Machine, gateway: str, nameservers: Sequence[
         (place / name).mkdir(parents=True)
     for source, _ in machine.binds:
         Path(source).mkdir(parents=True, exist_ok=True)
-    _seed(paths, machine, gateway, nameservers, place / "upper")
+    _seed(paths, machine, place / "upper")
     if machine.kind == "vm":
         _build_disk(machine, place)
     partial = place / "machine.json.part"
@@ -113,12 +128,10 @@ def prepare(paths: Paths, machine: Machine, gateway: str, nameservers: Sequence[
     partial.replace(place / "machine.json")
 
 
-def _seed(
-    paths: Paths, machine: Machine, gateway: str, nameservers: Sequence[str], upper: Path
-) -> None:
+def _seed(paths: Paths, machine: Machine, upper: Path) -> None:
     network = (
         f"[Match]\nName={machine.interface}\n[Network]\nAddress={machine.address}\n"
-        f"Gateway={gateway}\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n"
+        f"Gateway={machine.gateway}\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n"
     )
     link = f"[Match]\nMACAddress={machine.mac}\n[Link]\nName={machine.interface}\n"
     address = machine.address.split("/")[0]
@@ -126,7 +139,7 @@ def _seed(
         "etc/hostname": f"{machine.name}\n",
         "etc/hosts": f"127.0.0.1 localhost\n{address} {machine.name}\n",
         "etc/machine-id": machine.uuid.replace("-", "") + "\n",
-        "etc/resolv.conf": "".join(f"nameserver {one}\n" for one in nameservers),
+        "etc/resolv.conf": "".join(f"nameserver {one}\n" for one in machine.nameservers),
         "etc/systemd/network/10-lab.network": network,
         "root/.ssh/authorized_keys": paths.private_key.with_suffix(".pub").read_text(),
     }

@@ -1,16 +1,19 @@
 """The lab's private network: a namespace with a bridge, and a translated way out.
 
 The documented addresses exist only inside the namespace, so a lab can stand on a machine
-whose own network is 192.168.0.0/24. What is changed outside of it (a veth pair, an
-nftables table, three sysctls) is written to ``network.json`` before it is changed, and put
-back by ``remove``.
+whose own network is 192.168.0.0/24. Outside of it a lab adds a veth pair and an nftables
+table of its own, and raises three sysctls. What those were is written to
+``/run/t2v-lab/sysctls.json`` by the first lab before it changes them, and put back by the
+last one that goes.
 """
 
+import fcntl
 import ipaddress
 import json
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from lab.errors import LabError
@@ -51,34 +54,51 @@ def bridge_port(paths: Paths, port: str) -> bool:
     return succeeds(inside(paths, ["ip", "link", "set", port, "master", BRIDGE, "up"]))
 
 
-def nameservers() -> list[str]:
+def nameservers(site: Site) -> list[str]:
     """The resolvers that this machine asks, as machines behind a NAT can use them.
 
-    Raises LabError where only a loopback resolver is known.
+    T2V_LAB_NAMESERVER names others, separated by spaces. Raises LabError where every known
+    one is out of the machines' reach: a loopback address, or one of the site's own network.
     """
+    named = (os.environ.get("T2V_LAB_NAMESERVER") or "").split()
+    if named:
+        return named
+    found: list[str] = []
     for path in (Path("/run/systemd/resolve/resolv.conf"), Path("/etc/resolv.conf")):
         if path.is_file():
             lines = (line.split() for line in path.read_text().splitlines())
-            found = [line[1] for line in lines if len(line) > 1 and line[0] == "nameserver"]
-            usable = [one for one in found if not one.startswith("127.") and ":" not in one]
+            found += [line[1] for line in lines if len(line) > 1 and line[0] == "nameserver"]
+            usable = [one for one in found if ":" not in one and _reachable(one, site)]
             if usable:
                 return usable
     raise LabError(
-        "this machine's only name server is a loopback address, which the lab's machines "
-        "cannot reach; add a `nameserver` line with a reachable one to /etc/resolv.conf"
+        f"this machine's name servers ({', '.join(found) or 'none'}) are loopback addresses or "
+        f"inside of the site's own {site.subnet}, where the lab's machines cannot reach them; "
+        "set T2V_LAB_NAMESERVER to one that they can"
     )
 
 
+def _reachable(nameserver: str, site: Site) -> bool:
+    address = ipaddress.IPv4Address(nameserver)
+    return not address.is_loopback and address not in site.subnet
+
+
 def create(paths: Paths, site: Site) -> None:
-    """Build what is missing of the network. Raises LabError when its addresses are occupied."""
+    """Build the network anew unless it is complete.
+
+    Machines that are on must be off before: they would stay in the old one. Raises LabError
+    when its addresses are occupied.
+    """
     paths.run.mkdir(parents=True, exist_ok=True)
-    if not _complete(paths, site):
-        remove(paths)
-        _build(paths, site)
+    if not complete(paths, site):
+        with _alone(paths):
+            _remove(paths)
+            _build(paths, site)
 
 
-def _complete(paths: Paths, site: Site) -> bool:
-    if not (exists(paths) and (paths.state / "network.json").is_file()):
+def complete(paths: Paths, site: Site) -> bool:
+    """Whether the network stands, whole, with the site's gateway."""
+    if not exists(paths):
         return False
     gateway = f"{site.gateway}/{site.subnet.prefixlen}"
     shown = subprocess.run(
@@ -97,19 +117,7 @@ def _complete(paths: Paths, site: Site) -> bool:
 def _build(paths: Paths, site: Site) -> None:
     outer = f"t2v-{paths.tag}"
     link = _free_link()
-    before = {}
-    for key, wanted in _SYSCTLS.items():
-        path = Path("/proc/sys") / key
-        if path.exists() and int(path.read_text()) < wanted:
-            before[key] = path.read_text().strip()
-    paths.state.mkdir(parents=True, exist_ok=True)
-    record = {"outer": outer, "link": str(link), "sysctls_before": before}
-    partial = paths.state / "network.json.part"
-    partial.write_text(json.dumps(record))
-    partial.replace(paths.state / "network.json")
-    for key in before:
-        _set_sysctl(key, str(_SYSCTLS[key]))
-
+    _raise_sysctls(paths)
     paths.netns.touch()
     run(["unshare", f"--net={paths.netns}", "true"])
     gateway, prefix = site.gateway, site.subnet.prefixlen
@@ -148,13 +156,20 @@ def _build(paths: Paths, site: Site) -> None:
         "  type nat hook postrouting priority 100;\n  {}\n }}\n}}\n"
     )
     run(inside(paths, ["nft", "-f", "-"]), stdin=rules.format(f'oifname "{_UPLINK}" masquerade'))
-    # Last, because _complete takes this table for the sign that all the rest is there.
+    # Last, because ``complete`` takes this table for the sign that all the rest is there.
     outside = f'ip saddr {link} oifname != "{outer}" masquerade'
     run(["nft", "-f", "-"], stdin=rules.replace("t2v_lab", _table(paths)).format(outside))
 
 
 def remove(paths: Paths) -> None:
-    """Take the network away and put this machine's settings back; fine when half built."""
+    """Take the network away; the last lab puts this machine's settings back."""
+    if paths.run.parent.is_dir():
+        with _alone(paths):
+            _remove(paths)
+            _restore_sysctls(paths)
+
+
+def _remove(paths: Paths) -> None:
     outer = f"t2v-{paths.tag}"
     if Path("/sys/class/net", outer).exists():
         run(["ip", "link", "del", outer])
@@ -163,11 +178,41 @@ def remove(paths: Paths) -> None:
     while exists(paths):
         run(["umount", str(paths.netns)])
     paths.netns.unlink(missing_ok=True)
-    record = paths.state / "network.json"
-    if record.is_file():
-        for key, value in json.loads(record.read_text())["sysctls_before"].items():
-            if not _needed_by_another_lab(paths):
-                _set_sysctl(key, value)
+
+
+@contextmanager
+def _alone(paths: Paths) -> Iterator[None]:
+    """Keep labs that come and go at the same time out of each other's addresses and sysctls."""
+    with (paths.run.parent / "network.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _sysctl_record(paths: Paths) -> Path:
+    return paths.run.parent / "sysctls.json"
+
+
+def _raise_sysctls(paths: Paths) -> None:
+    record = _sysctl_record(paths)
+    before = json.loads(record.read_text()) if record.is_file() else {}
+    lower = {}
+    for key, wanted in _SYSCTLS.items():
+        path = Path("/proc/sys") / key
+        if path.exists() and int(path.read_text()) < wanted:
+            lower[key] = path.read_text().strip()
+    partial = record.with_suffix(".part")
+    partial.write_text(json.dumps({**lower, **before}))
+    partial.replace(record)
+    for key in lower:
+        _set_sysctl(key, str(_SYSCTLS[key]))
+
+
+def _restore_sysctls(paths: Paths) -> None:
+    record = _sysctl_record(paths)
+    others = [other for other in paths.run.parent.iterdir() if (other / "netns").exists()]
+    if record.is_file() and not others:
+        for key, value in json.loads(record.read_text()).items():
+            _set_sysctl(key, value)
         record.unlink()
 
 
@@ -177,13 +222,6 @@ def _table(paths: Paths) -> str:
 
 def _set_sysctl(key: str, value: str) -> None:
     (Path("/proc/sys") / key).write_text(value)
-
-
-def _needed_by_another_lab(paths: Paths) -> bool:
-    return any(
-        other.name != paths.name and (other / "network.json").is_file()
-        for other in paths.state.parent.iterdir()
-    )
 
 
 def _free_link() -> ipaddress.IPv4Network:

@@ -57,7 +57,10 @@ def load_scenario(name: str) -> Scenario:
         )
     path = directory / "lab.yml"
     where = path.relative_to(REPOSITORY)
-    raw = (yaml.safe_load(path.read_text()) if path.is_file() else None) or {}
+    try:
+        raw = (yaml.safe_load(path.read_text()) if path.is_file() else None) or {}
+    except yaml.YAMLError as error:
+        raise LabError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict) or set(raw) - _SETTING_KEYS:
         unknown = ", ".join(sorted(set(raw) - _SETTING_KEYS)) if isinstance(raw, dict) else "a list"
         raise LabError(
@@ -94,17 +97,18 @@ class Paths:
     @property
     def cache(self) -> Path:
         """Base images; survives ``down``."""
-        return Path(os.environ.get("T2V_LAB_CACHE") or "/var/cache/t2v-lab")
+        return Path(os.environ.get("T2V_LAB_CACHE") or "/var/cache/t2v-lab").absolute()
 
     @property
     def lock(self) -> Path:
         """Held by the run that changes the lab."""
-        return self.cache / f"{self.name}.lock"
+        return Path("/run/t2v-lab") / f"{self.name}.lock"
 
     @property
     def state(self) -> Path:
         """The machines' disks, the lab's keys and the controller's state; removed by ``down``."""
-        return Path(os.environ.get("T2V_LAB_STATE") or "/var/lib/t2v-lab") / self.name
+        top = os.environ.get("T2V_LAB_STATE") or "/var/lib/t2v-lab"
+        return Path(top).absolute() / self.name
 
     @property
     def run(self) -> Path:

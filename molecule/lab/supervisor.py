@@ -31,6 +31,8 @@ def main(lab: str, name: str) -> int:
         print(f"lab {lab} has no machine {name}", file=sys.stderr)
         return 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # A machine whose supervisor was killed may still run, on the files we are about to mount.
+    cgroups.kill(lab, f"machine-{name}")
     if described.kind != "vm":
         _mount(paths, described)
     while True:

@@ -26,7 +26,7 @@ def snapshot() -> dict[str, list[str]]:
         "routes": sorted(_output("ip", "route").splitlines()),
         "nft tables": sorted(_output("nft", "list", "tables").splitlines()),
         "network namespaces": sorted({_namespace(pid) for pid in _pids()} - {""}),
-        "machines' processes": sorted(_lab_processes()),
+        "processes of a lab": sorted(_lab_processes()),
         "control groups": sorted(
             str(path) for path in Path("/sys/fs/cgroup").glob("**/t2v-lab*") if path.is_dir()
         ),
@@ -56,15 +56,16 @@ def _namespace(pid: int) -> str:
 
 
 def _lab_processes() -> list[str]:
+    """Whatever is in a lab's control group, and ssh connections that a playbook kept open."""
     found = []
     for pid in _pids():
         try:
+            groups = Path(f"/proc/{pid}/cgroup").read_text()
             command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-            name = Path(f"/proc/{pid}/comm").read_text().strip()
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
         except OSError:
             continue
-        if name in ("systemd-nspawn", "systemd", "dockerd", "sshd", "qemu-system-x86") or (
-            "lab.supervisor" in command
-        ):
-            found.append(f"{name} {command}".strip())
+        # A zombie has ended; it waits for this machine's init.
+        if state != "Z" and ("/t2v-lab" in groups or "t2v-lab" in command):
+            found.append(command.strip())
     return found

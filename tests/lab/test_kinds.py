@@ -21,6 +21,7 @@ def lab(*arguments: str) -> str:
         capture_output=True,
         text=True,
         check=False,
+        timeout=900,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

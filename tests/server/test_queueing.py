@@ -33,7 +33,7 @@ def test_a_full_queue_is_said_with_when_to_retry(slow_server: Server) -> None:
         refused = slow_server.generate("one too many")
 
         assert [future.result().status for future in accepted] == [200, 200, 200]
-    assert refused.status == 503
+    assert refused.status == 429
     assert refused.text == "all 2 places in the queue are taken\n"
     assert 1 <= int(refused.headers["Retry-After"]) <= 60
     assert slow_server.metric("t2v_jobs_total", reason="queue_full") == rejected_before + 1

@@ -46,6 +46,7 @@ class Machines:
             env={**os.environ, "PYTHONPATH": "molecule"},
             capture_output=True,
             check=True,
+            timeout=300,
         )
 
     def power(self, state: str, host: str) -> None:

@@ -106,6 +106,31 @@ def test_every_variable_is_explained_where_it_is_defined() -> None:
                 assert paragraph.startswith("#"), paragraph
 
 
+@pytest.mark.parametrize(
+    ("host", "published", "needed"),
+    [
+        ("harbor", False, 40960),
+        ("worker1", False, 20480),
+        ("master", False, 0),
+        ("harbor", True, 2048),
+        ("worker1", True, 2048),
+        ("master", True, 0),
+    ],
+)
+def test_space_is_demanded_until_the_images_are_there(
+    tmp_path: Path, host: str, published: bool, needed: int
+) -> None:
+    record = tmp_path / "image.json"
+    if published:
+        record.write_text("{}")
+    answer = ansible(
+        *("ansible", "-i", "inventory/", host, "-m", "debug", "-a", "var=_preflight_needed_mib"),
+        *("-e", "@roles/preflight/defaults/main.yml", "-e", "@roles/preflight/vars/main.yml"),
+        *("-e", json.dumps({"t2v_image_record": str(record)})),
+    )
+    assert re.search(rf'"_preflight_needed_mib": "?{needed}"?\n', answer.stdout), answer.stdout
+
+
 class Preflight:
     """The inventory's checks, run on a copy of inventory/ that a test has edited."""
 

@@ -128,8 +128,9 @@ def test_a_full_disk_is_said_before_anything_is_built(
 ) -> None:
     monkeypatch.setenv("T2V_LAB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(lab, "_FREE_GIB", 10**6)
+    site = read_site(REPOSITORY / "inventory", SCENARIO)
     with pytest.raises(LabError, match=r"GiB free and the lab needs 1000000; make room, or set"):
-        lab.check_space(Paths("unit"))
+        lab.check_space(Paths("unit"), site)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the lock is taken by root only")
@@ -164,6 +165,46 @@ def test_an_occupied_link_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("T2V_LAB_UPLINK", "100.127.9.0/24")
     with pytest.raises(LabError, match="must be a /30"):
         network._free_link()
+
+
+def test_a_resolver_that_the_machines_cannot_reach_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    site = read_site(REPOSITORY / "inventory", SCENARIO)
+    monkeypatch.delenv("T2V_LAB_NAMESERVER", raising=False)
+    monkeypatch.setattr(Path, "read_text", lambda _: "nameserver 192.168.0.1\nnameserver ::1\n")
+    with pytest.raises(LabError, match=r"inside of the site.s own 192\.168\.0\.0/24"):
+        network.nameservers(site)
+    monkeypatch.setattr(Path, "read_text", lambda _: "nameserver 192.168.0.1\nnameserver 9.9.9.9\n")
+    assert network.nameservers(site) == ["9.9.9.9"]
+    monkeypatch.setenv("T2V_LAB_NAMESERVER", "10.1.1.1 10.1.1.2")
+    assert network.nameservers(site) == ["10.1.1.1", "10.1.1.2"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"t2v_gateway": "router"}, "t2v_subnet or t2v_gateway"),
+        ({"t2v_subnet": "192.168.0.5/24"}, "t2v_subnet or t2v_gateway"),
+        ({"t2v_gateway": "192.168.9.1"}, "outside of t2v_subnet"),
+    ],
+)
+def test_an_impossible_network_is_refused(
+    tmp_path: Path, changes: dict[str, str], words: str
+) -> None:
+    hosts = "all: {hosts: {a: {ansible_host: 192.168.0.9}}}\n"
+    assert words in refusal(inventory(tmp_path, hosts, **changes))
+
+
+def test_a_name_that_no_machine_can_have_is_refused(tmp_path: Path) -> None:
+    hosts = "all: {hosts: {worker_1: {ansible_host: 192.168.0.9}}}\n"
+    assert "'worker_1'" in refusal(inventory(tmp_path, hosts))
+
+
+def test_a_missing_program_is_named() -> None:
+    with pytest.raises(LabError, match="lacks the program 'no-such-program'"):
+        shell.run(["no-such-program"])
+    assert not shell.succeeds(["no-such-program"])
 
 
 def test_a_mirror_that_is_away_for_a_moment_is_asked_again(

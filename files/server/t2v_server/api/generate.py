@@ -48,8 +48,9 @@ def generate_blueprint(
         try:
             job = queue.submit(wanted.prompt, wanted.seed)
         except QueueFull as error:
+            # Not 503: a proxy may take that for a broken server, and bar it.
             return rejected(
-                HTTPStatus.SERVICE_UNAVAILABLE, "queue_full", str(error), error.retry_after
+                HTTPStatus.TOO_MANY_REQUESTS, "queue_full", str(error), error.retry_after
             )
         except QueueClosed as error:
             return rejected(
