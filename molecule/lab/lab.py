@@ -249,8 +249,9 @@ def destroy(paths: Paths) -> None:
     parts: list[Callable[[], None]] = [
         *(partial(_remove_machine, paths, name) for name in machine.prepared(paths)),
         partial(cgroups.kill, paths.name, ""),
-        partial(cgroups.remove, paths.name),
         partial(network.remove, paths),
+        # Last: the commands that remove the network run in one of these groups.
+        partial(cgroups.remove, paths.name),
     ]
     for remove in parts:
         try:

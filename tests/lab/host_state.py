@@ -28,7 +28,7 @@ def snapshot() -> dict[str, list[str]]:
         "network namespaces": sorted({_namespace(pid) for pid in _pids()} - {""}),
         "processes of a lab": sorted(_lab_processes()),
         "control groups": sorted(
-            str(path) for path in Path("/sys/fs/cgroup").glob("**/t2v-lab*") if path.is_dir()
+            str(path) for path in Path("/sys/fs/cgroup").glob("**/t2v-lab*/**") if path.is_dir()
         ),
         "sysctls": [
             f"{key}={(Path('/proc/sys') / key).read_text().strip()}"
