@@ -20,7 +20,8 @@ PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --no-deps --req
 export T2V_TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 UV_SERVER = ../../$(BIN)/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 \
   --python-platform x86_64-manylinux_2_28 --no-header --no-annotate --no-emit-index-url --no-emit-find-links
-VIDEOS ?= $(or $(XDG_STATE_HOME),$(HOME)/.local/state)/sanchuang-t2v/videos
+STATE := $(or $(XDG_STATE_HOME),$(HOME)/.local/state)/sanchuang-t2v
+VIDEOS ?= $(STATE)/videos
 
 
 # Debian's Python comes without venv; root on Debian gets it, others are told.
@@ -64,11 +65,12 @@ playbook: .venv/installed ## run site.yml again on the hosts that stand: make pl
 
 serve: export T2V_BIND ?= 127.0.0.1:8080
 serve: .venv-server/installed ## run the server here, without root, with the tiny model
-	@mkdir -p "$(VIDEOS)"
+	@mkdir -p "$(VIDEOS)" "$(STATE)/server"
 	@echo "Serving on http://$$T2V_BIND/ ; in another terminal:"
 	@echo "  curl 'http://$$T2V_BIND/generate?prompt=a%20dog%20running'"
 	@echo "Videos go to $(VIDEOS); Ctrl-C ends it."
-	@cd files/server && T2V_OUTPUT_DIR="$(VIDEOS)" exec ../../$(SERVER_BIN)/python -m gunicorn -c t2v_server/gunicorn.conf.py
+	@cd files/server && T2V_OUTPUT_DIR="$(VIDEOS)" T2V_STATE_DIR="$(STATE)/server" \
+	  exec ../../$(SERVER_BIN)/python -m t2v_server serve
 
 test: lint ## everything that CI runs (as root: the hosts are built)
 	@$(BIN)/python tests/run.py
@@ -90,6 +92,7 @@ lock: .venv/installed ## write the hash-locked requirements anew from the .in fi
 	  --no-header --no-annotate requirements.in -o requirements.txt
 	cd files/server && $(UV_SERVER) requirements.in -o requirements.txt --torch-backend cpu --no-emit-package torch
 	cd files/server && $(UV_SERVER) requirements-dev.in -o requirements-dev.txt
+	PATH="$(CURDIR)/$(SERVER_BIN):$$PATH" npm install --prefix tests/server/oauth --package-lock-only --ignore-scripts
 
 clean: ## remove what this Makefile installed below this folder
 	rm -rf .venv .venv-server .mypy_cache .ruff_cache .pytest_cache .ansible
@@ -103,7 +106,8 @@ clean: ## remove what this Makefile installed below this folder
 	@.venv/bin/python $(PIP_INSTALL) -r requirements.txt
 	@touch $@
 
-.venv-server/installed: files/server/requirements.txt files/server/requirements-torch-cpu.txt files/server/requirements-dev.txt
+.venv-server/installed: files/server/requirements.txt files/server/requirements-torch-cpu.txt files/server/requirements-dev.txt \
+  tests/server/oauth/package-lock.json
 	@echo "==> Server environment in .venv-server (once)"
 	@$(MAKE_VENV) .venv-server
 	@.venv-server/bin/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
@@ -112,4 +116,6 @@ clean: ## remove what this Makefile installed below this folder
 	@.venv-server/bin/python $(PIP_INSTALL) -r files/server/requirements-torch-cpu.txt 2>/dev/null || \
 	  .venv-server/bin/python $(PIP_INSTALL) --extra-index-url $(T2V_TORCH_INDEX) -r files/server/requirements-torch-cpu.txt
 	@.venv-server/bin/python $(PIP_INSTALL) -r files/server/requirements-dev.txt
+	@mkdir -p .venv-server/oauth && cp tests/server/oauth/package*.json .venv-server/oauth/
+	@PATH="$(CURDIR)/$(SERVER_BIN):$$PATH" npm ci --prefix .venv-server/oauth --ignore-scripts --no-audit --no-fund --silent
 	@touch $@
