@@ -1,4 +1,4 @@
-"""Fixtures: real gunicorn processes on loopback, with the real tiny WanPipeline."""
+"""Fixtures: real servers on loopback, with the real tiny WanPipeline."""
 
 from __future__ import annotations
 

@@ -7,15 +7,17 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 import imageio_ffmpeg
@@ -23,6 +25,7 @@ import imageio_ffmpeg
 SERVER_ROOT = Path(__file__).parents[2] / "files" / "server"
 START_SECONDS = 60.0
 REQUEST_SECONDS = 120.0
+STOP_SECONDS = 30.0
 
 Found = TypeVar("Found")
 
@@ -31,7 +34,11 @@ Found = TypeVar("Found")
 class Answer:
     status: int
     headers: Mapping[str, str]
-    text: str
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
 
     @property
     def video(self) -> Path:
@@ -40,31 +47,47 @@ class Answer:
         assert match, (self.status, self.text)
         return Path(match[1])
 
-    def json(self) -> dict[str, object]:
-        data = json.loads(self.text)
+    def json(self) -> dict[str, Any]:
+        data = json.loads(self.body)
         assert isinstance(data, dict)
         return data
+
+    @property
+    def code(self) -> str:
+        """The code of an error."""
+        return str(self.json()["error"]["code"])
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
 def environment(output_dir: Path, settings: Mapping[str, str]) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("T2V_")}
     return {
         **inherited,
+        "PYTHONPATH": str(SERVER_ROOT),
         "T2V_OUTPUT_DIR": str(output_dir),
+        "T2V_STATE_DIR": str(output_dir.with_name(output_dir.name + "-state")),
         "T2V_BIND": "127.0.0.1:0",
         "T2V_TORCH_THREADS": "1",
+        "T2V_MIN_FREE_BYTES": "0",
         "PYTHONUNBUFFERED": "1",
         **settings,
     }
 
 
-COMMAND = [sys.executable, "-m", "gunicorn", "-c", "t2v_server/gunicorn.conf.py"]
+PROGRAM = [sys.executable, "-m", "t2v_server"]
 
 
-def run_to_end(output_dir: Path, **settings: str) -> subprocess.CompletedProcess[str]:
-    """Start a server that is expected to refuse its settings."""
+def run_program(
+    *arguments: str, output_dir: Path, **settings: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of ``t2v-server`` to its end."""
     return subprocess.run(
-        COMMAND,
+        [*PROGRAM, *arguments],
         cwd=SERVER_ROOT,
         env=environment(output_dir, settings),
         capture_output=True,
@@ -74,61 +97,127 @@ def run_to_end(output_dir: Path, **settings: str) -> subprocess.CompletedProcess
     )
 
 
-class Server:
-    """One running gunicorn master and its worker."""
+def run_to_end(output_dir: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Start a server that is expected to refuse its settings."""
+    return run_program("serve", output_dir=output_dir, **settings)
 
-    def __init__(self, process: subprocess.Popen[bytes], output_dir: Path, log: Path) -> None:
+
+class Server:
+    """One running server: the supervisor, gunicorn and its workers, the engines."""
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        output_dir: Path,
+        state_dir: Path,
+        log: Path,
+        said_before: int,
+    ) -> None:
         self.process = process
         self.output_dir = output_dir
+        self.state_dir = state_dir
         self.log = log
-        self.port = self._listening_port()
+        self.port = self._listening_port(said_before)
 
     @classmethod
     @contextmanager
-    def start(cls, output_dir: Path, **settings: str) -> Iterator[Server]:
-        log = output_dir.with_name(output_dir.name + ".log")
-        with log.open("wb") as stream:
+    def start(cls, output_dir: Path, log: Path | None = None, **settings: str) -> Iterator[Server]:
+        log = log or output_dir.with_name(output_dir.name + ".log")
+        said_before = log.stat().st_size if log.exists() else 0
+        variables = environment(output_dir, settings)
+        with log.open("ab") as stream:
             process = subprocess.Popen(
-                COMMAND,
+                [*PROGRAM, "serve"],
                 cwd=SERVER_ROOT,
-                env=environment(output_dir, settings),
+                env=variables,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
             )
         try:
-            yield cls(process, output_dir, log)
+            yield cls(process, output_dir, Path(variables["T2V_STATE_DIR"]), log, said_before)
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
                 try:
-                    process.wait(15)
+                    process.wait(STOP_SECONDS)
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
 
-    def _listening_port(self) -> int:
+    def _listening_port(self, said_before: int) -> int:
         def port() -> int | None:
-            match = re.search(r"Listening at: http://127\.0\.0\.1:(\d+)", self.log.read_text())
+            said = self.log.read_bytes()[said_before:].decode(errors="replace")
+            match = re.search(r"Listening at: http://127\.0\.0\.1:(\d+)", said)
             return int(match[1]) if match else None
 
         return wait_for(port, "the server to listen", self)
 
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
     def wait_until_ready(self) -> None:
-        wait_for(lambda: self.get("/ready").status == 200 or None, "readiness", self)
+        def look() -> bool | None:
+            try:
+                return self.get("/ready").status == 200 or None
+            except OSError:
+                return None
+
+        wait_for(look, "readiness", self)
+
+    # The processes.
+
+    def children(self) -> dict[int, str]:
+        """The supervisor's children: process ids and command lines."""
+        return _children_of(self.process.pid)
+
+    def engine_pids(self) -> list[int]:
+        return sorted(pid for pid, line in self.children().items() if "t2v_server engine" in line)
+
+    def wait_for_engines(self, number: int = 1) -> list[int]:
+        def look() -> list[int] | None:
+            pids = self.engine_pids()
+            return pids if len(pids) == number else None
+
+        return wait_for(look, f"{number} engines", self)
+
+    def gunicorn_pid(self) -> int:
+        def look() -> int | None:
+            return next((pid for pid, line in self.children().items() if "gunicorn" in line), None)
+
+        return wait_for(look, "gunicorn", self)
+
+    def http_worker_pids(self) -> list[int]:
+        def look() -> list[int] | None:
+            return sorted(_children_of(self.gunicorn_pid())) or None
+
+        return wait_for(look, "gunicorn's workers", self)
+
+    def all_pids(self) -> set[int]:
+        """Every process of the server, itself included."""
+        found, new = set[int](), {self.process.pid}
+        while new:
+            found |= new
+            new = {child for pid in new for child in _children_of(pid)} - found
+        return found
+
+    # Requests.
 
     def request(
         self,
         method: str,
         path: str,
-        body: str | None = None,
+        body: str | bytes | None = None,
         headers: Mapping[str, str] | None = None,
+        timeout: float = REQUEST_SECONDS,
     ) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=REQUEST_SECONDS)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         try:
             connection.request(method, path, body, dict(headers or {}))
             response = connection.getresponse()
-            text = response.read().decode()
-            return Answer(response.status, dict(response.getheaders()), text)
+            return Answer(response.status, dict(response.getheaders()), response.read())
+        except http.client.HTTPException as error:  # the server went away half way
+            raise ConnectionError(str(error)) from error
         finally:
             connection.close()
 
@@ -138,8 +227,49 @@ class Server:
     def generate(self, prompt: str, **query: str) -> Answer:
         return self.get("/generate?" + urlencode({"prompt": prompt, **query}))
 
-    def generate_later(self, pool: ThreadPoolExecutor, prompts: list[str]) -> list[Future[Answer]]:
-        return [pool.submit(self.generate, prompt) for prompt in prompts]
+    def generate_later(
+        self, pool: ThreadPoolExecutor, prompts: list[str], **query: str
+    ) -> list[Future[Answer]]:
+        return [pool.submit(self.generate, prompt, **query) for prompt in prompts]
+
+    def post_json(
+        self, path: str, data: object, headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        return self.request(
+            "POST",
+            path,
+            json.dumps(data),
+            {"Content-Type": "application/json", **(headers or {})},
+        )
+
+    def create(self, prompt: str, headers: Mapping[str, str] | None = None, **more: object) -> str:
+        """Create a video; returns its id."""
+        answer = self.post_json("/v1/videos", {"prompt": prompt, **more}, headers)
+        assert answer.status == 200, answer.text
+        return str(answer.json()["id"])
+
+    def job(self, job_id: str, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
+        answer = self.get(f"/v1/videos/{job_id}", headers)
+        assert answer.status == 200, answer.text
+        return answer.json()
+
+    def wait_for_job(self, job_id: str, *statuses: str) -> dict[str, Any]:
+        """Wait until the job has ended, or has one of ``statuses``."""
+
+        def look() -> dict[str, Any] | None:
+            try:
+                job = self.job(job_id)
+            except OSError:
+                return None
+            return job if job["status"] in (statuses or ("completed", "failed")) else None
+
+        return wait_for(look, f"job {job_id} to be {statuses or 'ended'}", self)
+
+    def engine_status(self, index: int = 0) -> dict[str, Any]:
+        """What an engine says of itself."""
+        data = json.loads((self.state_dir / f"engine-{index}.json").read_text())
+        assert isinstance(data, dict)
+        return data
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of the samples of ``name`` that carry ``labels``."""
@@ -151,19 +281,50 @@ class Server:
                 total += float(match[2])
         return total
 
-    def wait_for_metric(self, name: str, value: float) -> None:
-        wait_for(lambda: self.metric(name) == value or None, f"{name} to be {value}", self)
+    def wait_for_metric(self, metric: str, value: float, **labels: str) -> None:
+        wait_for(
+            lambda: self.metric(metric, **labels) == value or None,
+            f"{metric} {labels or ''} to be {value}",
+            self,
+        )
 
 
-def wait_for(look: Callable[[], Found | None], what: str, server: Server) -> Found:
+def _children_of(pid: int) -> dict[int, str]:
+    found = {}
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        children = [child for task in tasks for child in (task / "children").read_text().split()]
+    except OSError:
+        return {}
+    for child in children:
+        try:
+            line = Path(f"/proc/{child}/cmdline").read_bytes()
+            state = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if state != "Z":
+            found[int(child)] = line.replace(b"\0", b" ").decode()
+    return found
+
+
+def wait_for(
+    look: Callable[[], Found | None], what: str, server: Server, seconds: float = START_SECONDS
+) -> Found:
     """Look until there is something to return; fail with the server's log if it takes long."""
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and server.process.poll() is None:
         found = look()
         if found is not None:
             return found
         time.sleep(0.05)
-    raise AssertionError(f"no sign of {what}:\n{server.log.read_text()}")
+    raise AssertionError(f"no sign of {what}:\n{server.log.read_text(errors='replace')[-8000:]}")
+
+
+@contextmanager
+def scratch_directory() -> Iterator[Path]:
+    """A directory for one server, outside pytest's."""
+    with tempfile.TemporaryDirectory(prefix="t2v-test-") as name:
+        yield Path(name)
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,14 @@ def test_a_mistake_in_json_for_who_asks_for_json(server: Server) -> None:
     answer = server.get("/generate", JSON)
 
     assert answer.status == 400
-    assert answer.json() == {"error": {"code": "missing_prompt", "message": "missing prompt"}}
+    assert answer.json() == {
+        "error": {
+            "code": "missing_prompt",
+            "message": "missing prompt",
+            "type": "invalid_request_error",
+            "param": "prompt",
+        }
+    }
 
 
 @pytest.mark.parametrize(
@@ -73,6 +80,27 @@ def test_a_mistake_in_json_for_who_asks_for_json(server: Server) -> None:
             f'{{"prompt": "a", "seed": {2**63}}}',
             f"seed must be a whole number from 0 to {2**63 - 1}\n",
         ),
+        (
+            '{"prompt": "a", "width": 100}',
+            "width must be a multiple of 32 from 32 to 512, not 100\n",
+        ),
+        ('{"prompt": "a", "num_frames": 10}', "num_frames must be 4k+1 from 1 to 121, not 10\n"),
+        ('{"prompt": "a", "fps": "24"}', "fps must be a whole number\n"),
+        ('{"prompt": "a", "fps": 1e400}', "fps must be a whole number\n"),
+        (f'{{"prompt": "a", "fps": {10**30}}}', "fps is too large\n"),
+        (
+            '{"prompt": "a", "guidance_scale": NaN}',
+            "guidance_scale must be from 0 to 50, not nan\n",
+        ),
+        ('{"prompt": "a", "seconds": 1e9}', "seconds must be a number above 0, at most 3600\n"),
+        ('{"prompt": "a", "size": "64"}', "size must be WIDTHxHEIGHT, such as 1280x704\n"),
+        (
+            '{"prompt": "a", "size": "512x512"}',
+            "512x512 is 262144 pixels, at most 65536 are possible\n",
+        ),
+        ('{"prompt": "a", "promtp": 1}', "promtp is not a parameter\n"),
+        ('{"prompt": "a", "model": "sora-2"}', "model must be tiny\n"),
+        ('{"prompt": "\\ud800"}', "prompt must be valid Unicode\n"),
     ],
 )
 def test_unusable_json_is_refused_with_a_reason(server: Server, body: str, says: str) -> None:
@@ -114,14 +142,6 @@ def test_ready_says_so_and_tells_programs_more(server: Server) -> None:
     }
 
 
-def test_the_front_page_says_what_this_is(server: Server) -> None:
-    answer = server.get("/")
-
-    assert answer.status == 200
-    assert "/generate?prompt=" in answer.text
-    assert "model tiny, 64x64, 9 frames" in answer.text
-
-
 def test_unknown_paths_and_methods_are_answered_in_one_line(server: Server) -> None:
     assert (server.get("/nope").status, server.get("/nope").text) == (404, "not found\n")
     answer = server.request("DELETE", "/generate")
@@ -130,5 +150,90 @@ def test_unknown_paths_and_methods_are_answered_in_one_line(server: Server) -> N
 
 
 @pytest.mark.parametrize("path", ["/", "/healthz", "/ready", "/metrics", "/generate", "/nope"])
-def test_every_answer_names_its_instance(server: Server, path: str) -> None:
-    assert server.get(path).headers["X-T2V-Instance"] == "worker-under-test"
+def test_every_answer_names_its_instance_and_its_request(server: Server, path: str) -> None:
+    headers = server.get(path, {"X-Request-Id": "asked-by-me"}).headers
+
+    assert headers["X-T2V-Instance"] == "worker-under-test"
+    assert headers["X-Request-Id"] == "asked-by-me"
+    assert len(server.get(path, {"X-Request-Id": "a b\tc"}).headers["X-Request-Id"]) == 32
+
+
+def test_generate_takes_every_parameter(server: Server) -> None:
+    answer = server.generate(
+        "a dog", size="96x64", num_frames="5", fps="8", num_inference_steps="1",
+        guidance_scale="1", flow_shift="3", negative_prompt="green", seed="7",
+    )  # fmt: skip
+
+    video = probe(answer.video)
+    assert (video.size, video.num_frames, video.fps) == ((96, 64), 5, 8)
+
+
+def test_width_and_frames_stand_above_size_and_seconds(server: Server) -> None:
+    job = server.post_json(
+        "/v1/videos",
+        {"prompt": "a", "size": "96x64", "height": 32, "seconds": "1", "num_frames": 5},
+    ).json()
+
+    assert (job["size"], job["num_frames"], job["seconds"]) == ("96x32", 5, "0.208")
+    by_length = server.post_json("/v1/videos", {"prompt": "a", "seconds": 0.5, "fps": 10}).json()
+    assert by_length["num_frames"] == 5  # the nearest 4k+1
+    server.wait_for_job(by_length["id"])
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null", "Sec-Fetch-Site": "cross-site"},
+    ],
+)
+def test_pages_of_other_sites_may_not_use_it(server: Server, headers: dict[str, str]) -> None:
+    form = {"Content-Type": "application/x-www-form-urlencoded", **headers}
+    answer = server.request("POST", "/v1/videos", "prompt=a", form)
+    assert (answer.status, answer.code) == (403, "cross_site")
+    assert server.get("/generate?prompt=a", headers).status == 403
+    own = {"Origin": server.url, "Sec-Fetch-Site": "same-origin"}
+    assert server.get("/v1/videos", own).status == 200
+    assert server.get("/", headers).status == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("POST", "/v1/videos", "[" * 100_000, 400),
+        ("POST", "/v1/videos", '{"prompt": "x", "size": "\U00010d42\U00010d42x64"}', 400),
+        ("GET", "/v1/videos?limit=000000001000", None, 400),
+        ("GET", "/v1/videos?limit=1" + "0" * 4400, None, 400),
+        ("GET", "/v1//videos", None, 404),
+    ],
+)
+def test_odd_requests_are_refused_and_break_nothing(
+    server: Server, method: str, path: str, body: str | None, status: int
+) -> None:
+    encoded = None if body is None else body.encode()
+    answer = server.request(method, path, encoded, {"Content-Type": "application/json"})
+
+    assert answer.status == status
+    assert answer.headers["Content-Type"].startswith("application/json")
+
+
+def test_a_broken_body_is_the_clients_mistake(server: Server) -> None:
+    import socket
+
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall(
+            b"POST /v1/videos HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"
+        )
+        said = connection.recv(65536).decode()
+
+    assert said.startswith("HTTP/1.1 400 ")
+
+
+def test_other_bodies_are_refused(server: Server) -> None:
+    answer = server.request("POST", "/v1/videos", "<a/>", {"Content-Type": "text/xml"})
+    assert (answer.status, answer.code) == (415, "unsupported_media_type")
+    answer = server.request("POST", "/v1/videos", b"x" * (1 << 20) + b"x")
+    assert answer.status == 413
+    assert answer.json()["error"]["message"] == "request entity too large"

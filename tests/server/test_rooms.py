@@ -1,4 +1,4 @@
-"""Imports point one way, and torch stays out of the way until the engine thread runs."""
+"""Imports point one way, and torch stays out of every process but the engines."""
 
 from __future__ import annotations
 
@@ -12,30 +12,52 @@ from harness import SERVER_ROOT
 
 PACKAGE = SERVER_ROOT / "t2v_server"
 
-# What each room may import of this package; the leaves are config, profiles and metrics.
+LEAVES = {"__init__", "config", "metrics", "profiles", "processes", "logs"}
+ROOMS = {"api", "jobs", "engine", "storage"}
+# What each room and module may import of this package.
 MAY_IMPORT = {
-    "api": {"api", "jobs", "metrics", "profiles"},
-    "jobs": {"jobs"},
-    "engine": {"engine", "jobs", "storage", "metrics", "profiles"},
+    "api": {"api", "jobs", "storage", "config", "metrics", "profiles", "__version__"},
+    "jobs": {"jobs", "config", "profiles"},
+    "engine": {
+        "engine", "jobs", "storage", "config", "janitor", "metrics", "processes", "profiles",
+        "__version__",
+    },
     "storage": {"storage"},
+    "janitor": {"config", "jobs", "metrics", "storage"},
     "config": {"profiles"},
     "metrics": set[str](),
     "profiles": set[str](),
-    "app": {"api", "config", "engine", "jobs", "metrics", "storage"},
-    "lifecycle": {"app", "config", "storage"},
-    "gunicorn.conf": {"lifecycle", "app"},
+    "processes": set[str](),
+    "logs": {"config"},
+    "client": set[str](),
+    "worker": set[str](),
+    "supervisor": {"config", "processes"},
+    "serve": {
+        "api", "config", "jobs", "logs", "metrics", "processes", "storage", "supervisor",
+    },
+    "app": {"api", "config", "jobs", "logs", "metrics", "storage", "__version__"},
+    "gunicorn.conf": {"app", "config", "logs", "metrics", "processes", "supervisor"},
+    "make": {"api", "client", "config", "engine", "jobs", "profiles"},
+    "doctor": {"api", "config", "jobs", "profiles", "serve", "storage", "__version__"},
+    "cli": {
+        "api", "config", "doctor", "engine", "logs", "make", "serve", "__version__",
+    },
     "__init__": set[str](),
-    "__main__": set[str](),
-}
+    "__main__": {"cli"},
+}  # fmt: skip
 FRAMEWORKS = {
     "flask": {"api", "app"},
-    "werkzeug": {"api"},
+    "werkzeug": {"api", "app"},
+    "pydantic": {"api"},
+    "jwt": {"api"},
     "torch": {"engine"},
     "diffusers": {"engine"},
     "transformers": {"engine"},
     "numpy": {"engine"},
+    "redis": {"jobs", "api"},
+    "sqlite3": {"jobs"},
     "prometheus_client": {"metrics", "api"},
-    "gunicorn": {"gunicorn.conf"},
+    "gunicorn": {"gunicorn.conf", "worker", "api"},  # api: what it raises for a broken body
 }
 
 
@@ -68,12 +90,24 @@ def test_a_room_imports_only_what_it_may(path: Path) -> None:
             assert room in FRAMEWORKS[top], f"{room} imports {name}"
 
 
-def test_the_application_imports_no_torch_before_it_serves() -> None:
+@pytest.mark.parametrize(
+    "modules",
+    ["t2v_server.app", "t2v_server.supervisor, t2v_server.serve", "t2v_server.cli"],
+)
+def test_only_an_engine_imports_torch(modules: str) -> None:
     code = (
-        "import sys, t2v_server.app, t2v_server.lifecycle;"
+        f"import sys, {modules};"
         "print([name for name in ('torch', 'diffusers', 'numpy') if name in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=SERVER_ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout == "[]\n"
+
+
+def test_an_engine_says_that_it_loads_before_it_imports_torch() -> None:
+    code = "import sys, t2v_server.engine.process; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=SERVER_ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"

@@ -1,1 +1,3 @@
-"""Text-to-video server: one resident diffusers WanPipeline behind a small HTTP service."""
+"""Text to video over HTTP: a resident diffusers pipeline behind a queue that forgets nothing."""
+
+__version__ = "0.1.0"

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-import logging
+import os
+import resource
 from pathlib import Path
 
 from gunicorn.arbiter import Arbiter
 from gunicorn.workers.gthread import ThreadWorker
 
-from t2v_server import lifecycle
 from t2v_server.app import service_of
+from t2v_server.config import Settings
+from t2v_server.logs import gunicorn_logging
+from t2v_server.processes import PARENT_VARIABLE, die_with_parent
+from t2v_server.supervisor import LISTENER_VARIABLE
 
-_settings = lifecycle.settings_or_exit()
+if PARENT_VARIABLE in os.environ:
+    die_with_parent(int(os.environ[PARENT_VARIABLE]))
+_settings = Settings.from_environ(os.environ)
 
 wsgi_app = "t2v_server.app:create_app()"
-bind = _settings.bind
+bind = (
+    f"fd://{os.environ[LISTENER_VARIABLE]}" if LISTENER_VARIABLE in os.environ else _settings.bind
+)
 proc_name = "t2v-server"
 
-# One process holds the model; threads wait. The worker process is forked before torch is
-# imported, as CUDA needs: no preload_app.
-workers = 1
-worker_class = "gthread"
+workers = _settings.http_workers
+worker_class = "t2v_server.worker.Worker"
 threads = _settings.http_threads
-worker_connections = max(1000, 4 * threads)
+_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+# Beside the connections each thread may have some files of the store, and one of a video.
+worker_connections = max(threads, min(4 * threads + 1000, _files - 6 * threads - 100))
 preload_app = False
 
 # The main thread beats while others wait, so this bounds a hang, not a generation.
@@ -30,32 +38,31 @@ timeout = 120
 graceful_timeout = _settings.graceful_timeout
 # Longer than nginx keeps idle upstream connections (60 s), so that nginx closes first.
 keepalive = 75
+# A prompt of the longest length does not fit in any request line: POST is for those.
+limit_request_line = 8190
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None
 control_socket_disable = True  # it would need a writable home
 
-# The path without its query: prompts are the clients' own business.
-accesslog = "-"
-access_log_format = '%(h)s "%(m)s %(U)s %(H)s" %(s)s %(b)s %(M)sms'
-loglevel = _settings.log_level
+# The application writes a line for each request, with its id.
+accesslog = None
+# Only ProxyFix believes what proxies say, as T2V_TRUSTED_PROXIES says how many.
+forwarder_headers = ""
+forwarded_allow_ips = ""
+logconfig_dict = gunicorn_logging(_settings.log)
 
 
-def on_starting(_server: Arbiter) -> None:
-    """Before the first worker, and not on a reload, when an old worker still writes."""
-    removed = lifecycle.sweep(_settings)
-    if removed:
-        logging.getLogger("gunicorn.error").info(
-            "removed %d half-written files from %s", removed, _settings.output_dir
-        )
+def post_fork(_server: Arbiter, _worker: ThreadWorker) -> None:
+    die_with_parent()
 
 
 def post_worker_init(worker: ThreadWorker) -> None:
-    lifecycle.drain_on_sigterm(service_of(worker.wsgi))
+    service_of(worker.wsgi).drain_on_sigterm()
 
 
 def worker_int(worker: ThreadWorker) -> None:
-    lifecycle.stop_now(service_of(worker.wsgi))
+    service_of(worker.wsgi).stop_now()
 
 
 def worker_exit(_server: Arbiter, worker: ThreadWorker) -> None:
     if worker.wsgi is not None:  # None if the application could not be made
-        lifecycle.finish(service_of(worker.wsgi))
+        service_of(worker.wsgi).finish()

@@ -1,40 +1,41 @@
-"""One answer in two forms: a line of text, or JSON for whoever asks for it."""
+"""Answers in two forms: a line of text, or JSON for whoever asks for it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
 from http import HTTPStatus
 
-from flask import Response, json, request
+from flask import Response, request
+from pydantic import BaseModel
 
-JsonValue = str | int | float | bool | None
-JsonObject = Mapping[str, "JsonValue | JsonObject"]
+from t2v_server.api.errors import ApiError
 
 
-def answer(
-    text: str,
-    data: JsonObject,
-    status: HTTPStatus = HTTPStatus.OK,
-    *,
-    retry_after: int | None = None,
-) -> Response:
-    """``text`` as text/plain, or ``data`` as JSON if the client prefers ``application/json``.
-
-    ``retry_after`` is seconds, for the header of that name.
-    """
+def wants_json() -> bool:
+    """Whether the client prefers JSON to a line of text."""
     best = request.accept_mimetypes.best_match(("text/plain", "application/json"))
-    if best == "application/json":
-        response = Response(json.dumps(data) + "\n", status, mimetype="application/json")
+    return best == "application/json"
+
+
+def json_answer(data: BaseModel, status: HTTPStatus = HTTPStatus.OK) -> Response:
+    return Response(data.model_dump_json() + "\n", status, mimetype="application/json")
+
+
+def answer(text: str, data: BaseModel, status: HTTPStatus = HTTPStatus.OK) -> Response:
+    """``text`` as text/plain, or ``data`` as JSON if the client prefers that."""
+    if wants_json():
+        return json_answer(data, status)
+    return Response(text, status, mimetype="text/plain")
+
+
+def problem(error: ApiError, *, as_text: bool) -> Response:
+    """An error: its message on a line, or ``{"error": {…}}``."""
+    if as_text:
+        response = Response(f"{error.text}\n", error.status, mimetype="text/plain")
     else:
-        response = Response(text, status, mimetype="text/plain")
-    if retry_after is not None:
-        response.headers["Retry-After"] = str(retry_after)
+        body = json.dumps(error.to_dict(), ensure_ascii=False) + "\n"
+        response = Response(body, error.status, mimetype="application/json")
+    response.headers.update(error.headers)
+    if error.retry_after is not None:
+        response.headers["Retry-After"] = str(error.retry_after)
     return response
-
-
-def problem(
-    status: HTTPStatus, code: str, message: str, *, retry_after: int | None = None
-) -> Response:
-    """An error: ``message`` on a line, or ``{"error": {"code": …, "message": …}}``."""
-    data: JsonObject = {"error": {"code": code, "message": message}}
-    return answer(f"{message}\n", data, status, retry_after=retry_after)

@@ -6,101 +6,66 @@ from http import HTTPStatus
 
 from flask import Blueprint, Response, request
 
-from t2v_server.api.answers import answer, problem
-from t2v_server.api.schemas import GenerationRequest, InvalidRequest, parse_generation_request
-from t2v_server.jobs.queue import JobQueue, QueueClosed, QueueFull
-from t2v_server.jobs.readiness import Readiness, ReadyState
-from t2v_server.jobs.record import Completed, Failed, FailureReason, Job
-from t2v_server.metrics import Metrics
-
-_RETRY_WHILE_LOADING = 5  # seconds
-_RETRY_ELSEWHERE = 1  # seconds; another server may answer at once
+from t2v_server.api.answers import answer
+from t2v_server.api.auth import GENERATE
+from t2v_server.api.errors import ApiError
+from t2v_server.api.openapi import IDEMPOTENCY_KEY, Operation, documented
+from t2v_server.api.schemas import Generated
+from t2v_server.api.service import Service, failure_status
+from t2v_server.jobs.record import Completed, Failed, Job
 
 
-def generate_blueprint(
-    queue: JobQueue, readiness: Readiness, metrics: Metrics, max_prompt_chars: int
-) -> Blueprint:
+def generate_blueprint(service: Service) -> Blueprint:
     blueprint = Blueprint("generate", __name__)
 
     @blueprint.route("/generate", methods=["GET", "POST"])
+    @documented(
+        Operation(
+            "Make a video and wait for it",
+            "Answers when the file is there. A client that goes away cancels its job.",
+            scope=GENERATE,
+            request=True,
+            headers=[IDEMPOTENCY_KEY],
+            answers={"text/plain": "text", "application/json": Generated},
+            errors=(400, 404, 405, 409, 413, 414, 415, 429, 500, 503, 507),
+        )
+    )
     def generate() -> Response:
         if request.method == "HEAD":  # Flask adds it to GET; it must not start a generation
-            response = problem(HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed", "use GET")
-            response.headers["Allow"] = "GET, POST, OPTIONS"
-            return response
-        response = _submit_and_wait()
+            raise ApiError(
+                HTTPStatus.METHOD_NOT_ALLOWED,
+                "method_not_allowed",
+                "method not allowed",
+                headers={"Allow": "GET, POST, OPTIONS"},
+            )
+        response = _ended(service, service.wait_for_end(service.accept()))
         response.headers["Cache-Control"] = "no-store"
         return response
-
-    def _submit_and_wait() -> Response:
-        try:
-            wanted = parse_generation_request(request, max_prompt_chars)
-        except InvalidRequest as error:
-            return rejected(HTTPStatus.BAD_REQUEST, error.code, error.message)
-        status = readiness.status
-        if not status.ready:
-            return rejected(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                _NOT_READY_CODES[status.state],
-                status.message,
-                _RETRY_AFTER[status.state],
-            )
-        try:
-            job = queue.submit(wanted.prompt, wanted.seed)
-        except QueueFull as error:
-            # Not 503: a proxy may take that for a broken server, and bar it.
-            return rejected(
-                HTTPStatus.TOO_MANY_REQUESTS, "queue_full", str(error), error.retry_after
-            )
-        except QueueClosed as error:
-            return rejected(
-                HTTPStatus.SERVICE_UNAVAILABLE, "shutting_down", str(error), _RETRY_ELSEWHERE
-            )
-        return _ended(job, wanted)
-
-    def rejected(
-        status: HTTPStatus, code: str, message: str, retry_after: int | None = None
-    ) -> Response:
-        metrics.jobs.labels("rejected", code).inc()
-        return problem(status, code, message, retry_after=retry_after)
 
     return blueprint
 
 
-_NOT_READY_CODES = {
-    ReadyState.LOADING: "model_loading",
-    ReadyState.FAILED: "model_failed",
-    ReadyState.STOPPING: "shutting_down",
-}
-_RETRY_AFTER = {
-    ReadyState.LOADING: _RETRY_WHILE_LOADING,
-    ReadyState.FAILED: None,  # only a person can help
-    ReadyState.STOPPING: _RETRY_ELSEWHERE,
-}
-
-
-def _ended(job: Job, wanted: GenerationRequest) -> Response:
-    match job.wait():
-        case Completed(path, num_bytes, seconds):
+def _ended(service: Service, job: Job) -> Response:
+    match job.outcome:
+        case Completed(file_name=file_name, num_bytes=num_bytes) as completed:
+            path = service.videos.directory / file_name
             return answer(
                 f"Video generated at {path}\n",
-                {
-                    "id": job.id,
-                    "path": str(path),
-                    "prompt": wanted.prompt,
-                    "seed": wanted.seed,
-                    "bytes": num_bytes,
-                    "seconds": round(seconds, 3),
-                },
+                Generated(
+                    id=job.id,
+                    path=str(path),
+                    prompt=job.parameters.prompt,
+                    seed=job.parameters.seed,
+                    bytes=num_bytes,
+                    seconds=round(completed.generation_seconds + completed.encoding_seconds, 3),
+                ),
             )
-        case Failed(FailureReason.SHUTTING_DOWN, message):
-            return problem(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                "shutting_down",
+        case Failed(reason, message) as failed:
+            raise ApiError(
+                failure_status(failed),
+                reason.value,
                 message,
-                retry_after=_RETRY_ELSEWHERE,
+                text=f"generation failed: {message}",
             )
-        case Failed(reason, message):
-            return problem(
-                HTTPStatus.INTERNAL_SERVER_ERROR, reason.value, f"generation failed: {message}"
-            )
+        case None:
+            raise AssertionError(f"job {job.id} has ended without an outcome")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -11,10 +14,11 @@ from diffusers import WanPipeline
 from numpy.typing import NDArray
 
 from t2v_server.engine.encoding import Frames
-from t2v_server.engine.errors import EngineLostError, GenerationError
-from t2v_server.engine.pipeline import TextToVideoPipeline
+from t2v_server.engine.errors import EngineLostError, GenerationError, OutOfMemory
+from t2v_server.engine.pipeline import TextToVideoPipeline, decoder_of
 from t2v_server.engine.tiny import build_tiny_pipeline
-from t2v_server.profiles import TINY_MODEL, VideoParameters
+from t2v_server.jobs.record import Parameters, Progress, Stage
+from t2v_server.profiles import FRAMES_STEP, TINY_MODEL, VideoParameters
 
 _DTYPES = {
     "float32": torch.float32,
@@ -22,6 +26,18 @@ _DTYPES = {
     "float16": torch.float16,
 }
 _WARM_UP_STEPS = 2
+_OUT_OF_MEMORY = ("DefaultCPUAllocator", "could not create a primitive", "bad_alloc")
+
+# The share of a generation's time that comes before each stage, in percent: as measured by the
+# publishers for 50 steps at 720p, denoising takes nearly all of it.
+_DENOISING_FROM, _DECODING_FROM, WRITING_FROM = 2, 85, 97
+
+# Called after each unit of work; what it raises ends the generation.
+Watch = Callable[[Progress], None]
+
+
+def ignore(_progress: Progress) -> None:
+    """A ``Watch`` that does nothing."""
 
 
 @dataclass(frozen=True)
@@ -29,62 +45,128 @@ class VideoGenerator:
     """One pipeline on one device. Not thread-safe: one generation at a time."""
 
     pipeline: TextToVideoPipeline
-    video: VideoParameters
     device: str
     dtype: str
 
-    def generate(self, prompt: str, seed: int) -> Frames:
+    def generate(self, parameters: Parameters, watch: Watch = ignore) -> Frames:
         """Generate one clip.
 
-        ``seed`` is 0…2**63-1; it drives the initial noise on the CPU, so that it means the
-        same on every device.
+        The seed drives the initial noise on the CPU, so that it means the same on every device.
+        ``watch`` hears of every denoising step and every decoded latent frame.
 
         Returns:
             Frames of shape ``(num_frames, height, width, 3)``, RGB, uint8.
 
         Raises:
-            GenerationError: out of memory, or the model gave no usable numbers.
+            OutOfMemory, GenerationError: this clip cannot be made.
             EngineLostError: the GPU's context is broken.
         """
-        video = self.video
-        try:
-            output = self.pipeline(
-                prompt=prompt,
-                width=video.width,
-                height=video.height,
-                num_frames=video.num_frames,
-                num_inference_steps=video.num_inference_steps,
-                guidance_scale=video.guidance_scale,
-                generator=torch.Generator("cpu").manual_seed(seed),
-                output_type="np",
-            )
-        except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            raise GenerationError(
-                f"out of GPU memory at {video.width}x{video.height}, {video.num_frames} frames"
-            ) from error
-        except torch.AcceleratorError as error:
-            raise EngineLostError(f"the GPU failed: {error}") from error
-        return _to_uint8(np.asarray(output.frames, dtype=np.float32)[0])
+        video = parameters.video
+        self._shift_schedule(video.flow_shift)
+        watch(Progress(Stage.PROMPT, 0, 1, 0))
 
-    def warm_up(self) -> Frames:
+        def step_done(
+            _pipeline: TextToVideoPipeline, step: int, _time: object, tensors: dict[str, Any]
+        ) -> dict[str, Any]:
+            watch(_denoised(step + 1, video.num_inference_steps))
+            return tensors
+
+        try:
+            with _watched_decoder(self.pipeline, video, watch):
+                output = self.pipeline(
+                    prompt=parameters.prompt,
+                    negative_prompt=parameters.negative_prompt,
+                    width=video.width,
+                    height=video.height,
+                    num_frames=video.num_frames,
+                    num_inference_steps=video.num_inference_steps,
+                    guidance_scale=video.guidance_scale,
+                    generator=torch.Generator("cpu").manual_seed(parameters.seed),
+                    output_type="np",
+                    callback_on_step_end=step_done,
+                )
+            return _to_uint8(np.asarray(output.frames, dtype=np.float32)[0])
+        except Exception as error:
+            self.pipeline.maybe_free_model_hooks()  # as the pipeline itself does at its end
+            if _is_out_of_memory(error):
+                raise OutOfMemory(
+                    f"out of memory at {video.width}x{video.height}, {video.num_frames} frames"
+                ) from error
+            if isinstance(error, torch.AcceleratorError):
+                raise EngineLostError(f"the GPU failed: {error}") from error
+            raise
+
+    def warm_up(self, video: VideoParameters) -> Frames:
         """Generate a clip of full size in few steps.
 
         Full size proves that the memory suffices and fills the kernel caches; more steps
         would only repeat the same work.
         """
-        steps = min(self.video.num_inference_steps, _WARM_UP_STEPS)
-        few_steps = replace(self.video, num_inference_steps=steps)
-        return replace(self, video=few_steps).generate("warm-up", seed=0)
+        steps = min(video.num_inference_steps, _WARM_UP_STEPS)
+        few_steps = replace(video, num_inference_steps=steps)
+        return self.generate(Parameters("warm-up", "", 0, few_steps))
+
+    def begin_memory_peak(self) -> None:
+        """Measure the peak anew, where the device can."""
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+
+    def peak_memory_bytes(self) -> int:
+        """The most memory since ``begin_memory_peak``: the GPU's, or of this process ever."""
+        if self.device == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def _shift_schedule(self, flow_shift: float) -> None:
+        scheduler = self.pipeline.scheduler
+        if scheduler.config.flow_shift != flow_shift:
+            self.pipeline.scheduler = scheduler.from_config(scheduler.config, flow_shift=flow_shift)
+
+
+@contextmanager
+def _watched_decoder(
+    pipeline: TextToVideoPipeline, video: VideoParameters, watch: Watch
+) -> Iterator[None]:
+    latent_frames = (video.num_frames - 1) // FRAMES_STEP + 1
+    begun = 0
+
+    def before(_module: torch.nn.Module, _inputs: object) -> None:
+        nonlocal begun
+        watch(_decoded(begun, latent_frames))
+        begun += 1
+
+    handle = decoder_of(pipeline).register_forward_pre_hook(before)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _denoised(done: int, total: int) -> Progress:
+    percent = _DENOISING_FROM + (_DECODING_FROM - _DENOISING_FROM) * done // total
+    return Progress(Stage.DENOISING, done, total, percent)
+
+
+def _decoded(done: int, total: int) -> Progress:
+    percent = _DECODING_FROM + (WRITING_FROM - _DECODING_FROM) * done // total
+    return Progress(Stage.DECODING, done, total, percent)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # PyTorch's allocator for the CPU, and oneDNN below it, have no exception of their own.
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
 def load_generator(
-    model: str, video: VideoParameters, device: str, dtype: str, torch_threads: int | None
+    model: str, device: str, dtype: str, torch_threads: int | None, gpu: int = 0
 ) -> VideoGenerator:
     """Build or load the pipeline and move it to its device.
 
     ``model`` is ``tiny``, a directory that ``save_pretrained`` wrote, or a hub id;
-    ``device`` and ``dtype`` may be ``auto``. Raises whatever loading raises.
+    ``device`` and ``dtype`` may be ``auto``; ``gpu`` chooses among several, around and around.
+    Raises whatever loading raises.
     """
     if torch_threads is None and model == TINY_MODEL:
         # Its kernels are too small to share out: threads that wait for each other on busy
@@ -93,6 +175,8 @@ def load_generator(
     if torch_threads is not None:
         torch.set_num_threads(torch_threads)
     device = _resolve_device(device)
+    if device == "cuda":
+        torch.cuda.set_device(gpu % torch.cuda.device_count())
     dtype = _resolve_dtype(dtype, device, model)
     if model == TINY_MODEL:
         pipeline = build_tiny_pipeline()
@@ -107,7 +191,7 @@ def load_generator(
         )
     pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
-    return VideoGenerator(pipeline, video, device, dtype)
+    return VideoGenerator(pipeline, device, dtype)
 
 
 def _resolve_device(device: str) -> str:

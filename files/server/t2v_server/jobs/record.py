@@ -1,11 +1,15 @@
-"""One generation, from the request to its outcome."""
+"""One generation, from the request to its outcome: plain, frozen data."""
 
 from __future__ import annotations
 
-import threading
-from dataclasses import dataclass, field
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
+from typing import Any
+
+from t2v_server.profiles import VideoParameters
 
 
 class JobState(StrEnum):
@@ -14,24 +18,88 @@ class JobState(StrEnum):
     COMPLETED = "completed"
     FAILED = "failed"
 
+    @property
+    def ended(self) -> bool:
+        return self in (JobState.COMPLETED, JobState.FAILED)
+
 
 class FailureReason(StrEnum):
-    """Why a job failed; also the ``reason`` label of its metric."""
+    """Why a job has no video; also its error code, and the ``reason`` label of its metric."""
 
-    GENERATION = "generation"
-    ENCODING = "encoding"
-    STORAGE = "storage"
+    GENERATION = "generation_failed"
+    OUT_OF_MEMORY = "out_of_memory"
+    ENCODING = "encoding_failed"
+    STORAGE = "storage_failed"
+    INSUFFICIENT_STORAGE = "insufficient_storage"
     ENGINE_LOST = "engine_lost"
-    SHUTTING_DOWN = "shutting_down"
+    CANCELLED = "cancelled"
+
+
+class Stage(StrEnum):
+    """What an engine does with a job, in this order."""
+
+    PROMPT = "encoding_prompt"
+    DENOISING = "denoising"
+    DECODING = "decoding"
+    WRITING = "writing"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """``done`` of ``total`` units of ``stage`` (steps, latent frames); ``percent`` of the job."""
+
+    stage: Stage
+    done: int
+    total: int
+    percent: int
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Everything that decides what a video shows: the same parameters make it again.
+
+    ``seed`` is 0…2**63-1 and drives the initial noise.
+    """
+
+    prompt: str
+    negative_prompt: str
+    seed: int
+    video: VideoParameters
+
+    def to_dict(self) -> dict[str, str | int | float]:
+        """One flat object, with the names that clients use."""
+        return {
+            "prompt": self.prompt,
+            "negative_prompt": self.negative_prompt,
+            "seed": self.seed,
+            **dataclasses.asdict(self.video),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Parameters:
+        """The inverse of ``to_dict``."""
+        video = {field.name: data[field.name] for field in dataclasses.fields(VideoParameters)}
+        return cls(data["prompt"], data["negative_prompt"], data["seed"], VideoParameters(**video))
+
+    def fingerprint(self, model: str) -> str:
+        """A SHA-256 in hex, equal for equal parameters on the same model."""
+        text = json.dumps([model, self.to_dict()], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Completed:
-    """A published video: where, how many bytes, and seconds the engine spent on it."""
+    """A published video. Durations are seconds.
 
-    path: Path
+    ``generation_seconds`` is text, denoising and VAE, ``encoding_seconds`` mp4 and publishing;
+    ``peak_memory_bytes`` is the engine's, on the GPU or else on the host.
+    """
+
+    file_name: str
     num_bytes: int
-    seconds: float
+    generation_seconds: float
+    encoding_seconds: float
+    peak_memory_bytes: int
 
 
 @dataclass(frozen=True)
@@ -44,36 +112,30 @@ class Failed:
 
 Outcome = Completed | Failed
 
+CANCELLED = Failed(FailureReason.CANCELLED, "the job was cancelled")
 
-@dataclass(eq=False)
+
+@dataclass(frozen=True)
 class Job:
-    """One generation. Only the queue that made it changes it.
+    """What the store knows of a job at one moment. Times are Unix seconds.
 
-    ``id`` is unique, sorts by time and names the file. ``created_at`` and ``started_at`` are
-    seconds of ``time.monotonic()``.
+    ``id`` is unique, sorts by time of acceptance and names the file. ``owner`` is the client
+    that may see it, empty while authentication is off. ``attempts`` counts the engines that
+    took it and did not hand it back. ``version`` grows with every change.
     """
 
     id: str
-    prompt: str
-    seed: int
+    owner: str
+    model: str
+    parameters: Parameters
+    state: JobState
     created_at: float
+    version: int
+    attempts: int = 0
     started_at: float | None = None
+    ended_at: float | None = None
+    engine: str | None = None
+    progress: Progress | None = None
+    cancel_requested: bool = False
     outcome: Outcome | None = None
-    ended: threading.Event = field(default_factory=threading.Event, repr=False)
-
-    @property
-    def state(self) -> JobState:
-        match self.outcome:
-            case Completed():
-                return JobState.COMPLETED
-            case Failed():
-                return JobState.FAILED
-            case None:
-                return JobState.QUEUED if self.started_at is None else JobState.IN_PROGRESS
-
-    def wait(self) -> Outcome:
-        """Block until the job has ended and return how."""
-        self.ended.wait()
-        if self.outcome is None:
-            raise RuntimeError(f"job {self.id} ended without an outcome")
-        return self.outcome
+    request_id: str = ""
