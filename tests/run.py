@@ -6,6 +6,7 @@ build machines need root; without it they are left out, and the last lines say s
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,14 +18,28 @@ PYTHON = ".venv/bin/python"
 SERVER_PYTHON = ".venv-server/bin/python"
 
 
+# Programs that the server's tests use for real, and the Debian packages that have them.
+PROGRAMS = {
+    "redis-server": "redis-server",
+    "chromium": "chromium",
+    "ab": "apache2-utils",
+    "mkfs.ext4": "e2fsprogs",
+    "fsfreeze": "util-linux",
+}
+
+
 @dataclass(frozen=True)
 class Stage:
-    """One command of the run; ``root``: it builds machines; ``slow``: only with --all."""
+    """One command of the run; ``root``: it builds machines; ``slow``: only with --all.
+
+    ``settings`` are added to its environment.
+    """
 
     title: str
     command: tuple[str, ...]
     root: bool = False
     slow: bool = False
+    settings: tuple[tuple[str, str], ...] = ()
 
 
 STAGES = (
@@ -39,12 +54,37 @@ STAGES = (
         "make up and make down", (PYTHON, "-m", "pytest", "tests/lab/test_make_up.py"), root=True
     ),
     Stage(
+        "100 faults into the server with each store",
+        (SERVER_PYTHON, "-m", "pytest", "tests/server/test_faults.py"),
+        root=True,
+        slow=True,
+        settings=(("T2V_FAULT_ROUNDS", "100"),),
+    ),
+    Stage(
         "machines of every kind: vm with NFS, Python 2.7",
         (PYTHON, "-m", "pytest", "tests/lab/test_kinds.py"),
         root=True,
         slow=True,
     ),
 )
+
+
+def install_programs() -> None:
+    """Install what is missing, as root on Debian; others are told what will be skipped."""
+    missing = sorted(package for name, package in PROGRAMS.items() if shutil.which(name) is None)
+    if not missing:
+        return
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        print(f"==> Not installed, their tests are skipped: {', '.join(missing)}", flush=True)
+        return
+    print(f"==> Installing {', '.join(missing)}", flush=True)
+    quiet = ["apt-get", "-qq", "-y", "-o", "Acquire::Retries=3"]
+    # RUNLEVEL=1: Debian's packages then start no service, and the tests run their own.
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
+    for command in (["update"], ["install", "--no-install-recommends", *missing]):
+        subprocess.run(
+            [*quiet, *command], env=environment, stdout=subprocess.DEVNULL, check=True, timeout=900
+        )
 
 
 def main() -> int:
@@ -56,6 +96,7 @@ def main() -> int:
     environment = {**os.environ, "PATH": f"{REPOSITORY}/.venv/bin:{os.environ['PATH']}"}
     if not sys.stdout.isatty():
         environment |= {"NO_COLOR": "1", "PY_COLORS": "0", "ANSIBLE_NOCOLOR": "1"}
+    install_programs()
     results: list[tuple[str, str, float]] = []
     for stage in STAGES:
         if stage.slow and not options.all:
@@ -66,7 +107,11 @@ def main() -> int:
             print(f"\n==> {stage.title}", flush=True)
             started = time.monotonic()
             status = subprocess.run(
-                stage.command, cwd=REPOSITORY, env=environment, check=False, timeout=2400
+                stage.command,
+                cwd=REPOSITORY,
+                env=environment | dict(stage.settings),
+                check=False,
+                timeout=3600,
             ).returncode
             word = "passed" if status == 0 else f"FAILED (status {status})"
             results.append((stage.title, word, time.monotonic() - started))
