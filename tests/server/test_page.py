@@ -127,6 +127,8 @@ def test_a_video_is_made_watched_cancelled_and_found_again_after_a_restart(
         assert complaints == fresh_complaints == []
         if PICTURE:
             fresh.set_viewport_size({"width": 1280, "height": 800})
+            fresh.mouse.wheel(0, -2000)
+            fresh.wait_for_timeout(500)
             fresh.screenshot(path=PICTURE)
 
 
