@@ -25,8 +25,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness import Server, free_port, probe
-from redis_server import RedisServer
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parents[1] / "files" / "server"), str(HERE)]
+
+from harness import Server, free_port, probe  # noqa: E402
+from redis_server import RedisServer  # noqa: E402
 
 LEASE_SECONDS = 2
 RECOVERY_SECONDS = 90.0

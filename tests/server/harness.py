@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 import imageio_ffmpeg
+from t2v_server.metrics import directory_for, remove_directory
 
 SERVER_ROOT = Path(__file__).parents[2] / "files" / "server"
 START_SECONDS = 60.0
@@ -143,6 +144,8 @@ class Server:
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
+            # A killed one leaves its metrics for the next start, which these never see.
+            remove_directory(directory_for(Path(variables["T2V_STATE_DIR"])))
 
     def _listening_port(self, said_before: int) -> int:
         def port() -> int | None:

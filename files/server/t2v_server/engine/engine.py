@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from t2v_server import __version__
@@ -180,8 +178,8 @@ class Engine:
         log.info("loading the model %s", self._site.model)
         generator = self._load()
         frames = generator.warm_up(self._site.warm_up)
-        with tempfile.TemporaryDirectory(prefix="t2v-warm-up-") as directory:
-            draft = Draft(Path(directory) / "video.mp4", Path(directory) / "thumbnail.jpg")
+        with self._site.files.scratch() as directory:
+            draft = Draft(directory / "video.mp4", directory / "thumbnail.jpg")
             _encode(frames, draft, self._site.warm_up.fps)
         seconds = time.monotonic() - started
         self._site.metrics.model_load_seconds.set(seconds)

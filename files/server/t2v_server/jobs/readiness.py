@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,6 +65,17 @@ class EngineFiles:
             stream.write(str(os.getpid()).encode())
             stream.flush()
             yield
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """An empty directory for a while, even if a predecessor was killed in it."""
+        directory = self._status.with_suffix(".tmp")
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir()
+        try:
+            yield directory
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
 
     def write(self, status: EngineStatus) -> None:
         """Replace the status file, whole."""

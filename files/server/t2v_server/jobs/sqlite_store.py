@@ -105,6 +105,9 @@ class SqliteStore:
         self._durable = _Pool(path, "FULL")
         self._quick = _Pool(path, "NORMAL")
         self._changes = _Changes(path)
+        # SQLite lets writers try again after ever longer pauses, in no order; the threads of one
+        # process can queue instead.
+        self._writing = threading.Lock()
         with self._transaction(self._durable) as db:
             _prepare(db, path)
 
@@ -355,7 +358,7 @@ class SqliteStore:
     @contextmanager
     def _transaction(self, pool: _Pool) -> Iterator[sqlite3.Connection]:
         """One writing transaction, undone whole if the block raises."""
-        with self._connection(pool) as db:
+        with self._writing, self._connection(pool) as db:
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
