@@ -29,12 +29,11 @@ def serve(settings: Settings) -> int:
     """
     set_up_logging(settings.log)
     check_settings(settings)
-    directory = metrics.directory_for(settings.state_dir)
-    # Before anything measures: prometheus_client looks at the variable when it is imported.
-    os.environ[metrics.DIRECTORY_VARIABLE] = str(directory)
 
     @contextmanager
     def prepared() -> Iterator[None]:
+        directory = metrics.directory_for(settings.state_dir)
+        os.environ[metrics.DIRECTORY_VARIABLE] = str(directory)  # the children's
         metrics.prepare_directory(directory)
         forget_statuses(settings.state_dir)
         try:
