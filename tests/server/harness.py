@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -321,13 +320,6 @@ def wait_for(
             return found
         time.sleep(0.05)
     raise AssertionError(f"no sign of {what}:\n{server.log.read_text(errors='replace')[-8000:]}")
-
-
-@contextmanager
-def scratch_directory() -> Iterator[Path]:
-    """A directory for one server, outside pytest's."""
-    with tempfile.TemporaryDirectory(prefix="t2v-test-") as name:
-        yield Path(name)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from harness import free_port
 
 PROGRAM = "redis-server"
 START_SECONDS = 30.0
@@ -44,7 +44,7 @@ class RedisServer:
             if os.environ.get("CI"):
                 pytest.fail(reason)
             pytest.skip(reason)
-        server = cls(program, directory.resolve(), _free_port(), password)
+        server = cls(program, directory.resolve(), free_port(), password)
         try:
             server.start()
             yield server
@@ -93,9 +93,3 @@ class RedisServer:
                 time.sleep(0.02)
         self.kill()
         raise RuntimeError(f"Redis did not start:\n{self.log.read_text()[-2000:]}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from harness import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOBODY = 65534
@@ -28,12 +28,6 @@ def unprivileged() -> list[str]:
     if readable.returncode != 0:
         pytest.skip("an account without root's rights cannot read this clone")
     return drop
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def fetch(url: str) -> str:

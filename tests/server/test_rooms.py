@@ -12,8 +12,6 @@ from harness import SERVER_ROOT
 
 PACKAGE = SERVER_ROOT / "t2v_server"
 
-LEAVES = {"__init__", "config", "metrics", "profiles", "processes", "logs"}
-ROOMS = {"api", "jobs", "engine", "storage"}
 # What each room and module may import of this package.
 MAY_IMPORT = {
     "api": {"api", "jobs", "storage", "config", "metrics", "profiles", "__version__"},

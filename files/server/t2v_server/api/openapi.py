@@ -152,9 +152,7 @@ def _operation(
 ) -> dict[str, Any]:
     name = endpoint.rpartition(".")[2]
     found: dict[str, Any] = {
-        "operationId": name
-        if method != "POST" or not operation.answers or name != "generate"
-        else "generate_by_post",
+        "operationId": "generate_by_post" if (name, method) == ("generate", "POST") else name,
         "summary": operation.summary,
         "description": operation.description,
         "tags": [operation.tag],

@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from http import HTTPStatus
-from pathlib import Path
 
 import limits
 import redis as redis_client
@@ -17,6 +16,7 @@ from redis.retry import Retry
 
 from t2v_server.api.errors import ApiError
 from t2v_server.config import RateLimit, RedisSettings
+from t2v_server.jobs.redis_password import PasswordFile
 
 log = logging.getLogger(__name__)
 
@@ -74,26 +74,6 @@ def _redis(settings: RedisSettings) -> RedisStorage:
         socket_timeout=_REDIS_SECONDS,
         socket_connect_timeout=_REDIS_SECONDS,
         retry=Retry(NoBackoff(), 1),  # a connection that broke while idle is replaced
-        credential_provider=_PasswordFile(path) if path else None,
+        credential_provider=PasswordFile(path) if path else None,
     )
     return RedisStorage(settings.url, connection_pool=pool, key_prefix=_PREFIX)
-
-
-class _PasswordFile(redis_client.CredentialProvider):
-    """Reads the password at every connection, so that it can be rotated."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def get_credentials(self) -> tuple[str]:
-        """As redis-py asks for it.
-
-        Raises:
-            AuthenticationError: when the file cannot be read.
-        """
-        try:
-            return (self._path.read_text().strip(),)
-        except OSError as error:
-            raise redis_client.AuthenticationError(
-                f"the password in {self._path} cannot be read: {error.strerror}"
-            ) from error

@@ -20,6 +20,7 @@ from t2v_server.engine.pulse import Pulse
 from t2v_server.jobs.readiness import LOADING, EngineFiles, EngineState
 from t2v_server.jobs.record import (
     CANCELLED,
+    PERCENT_BEFORE,
     Completed,
     Failed,
     FailureReason,
@@ -47,7 +48,6 @@ EXIT_UNUSABLE = 78  # the model cannot be loaded
 _LOOK_SECONDS = 0.5  # between looks whether to stop
 _STORE_AWAY_SECONDS = 0.5
 _LAST_WORD_SECONDS = 10.0  # that a stopping engine tries to reach a store that is away
-_WRITING_PERCENT = 97
 
 
 class Generator(Protocol):
@@ -258,7 +258,7 @@ class Engine:
         generator.begin_memory_peak()
         frames = generator.generate(job.parameters, pulse.report)
         generated = time.monotonic()
-        pulse.report(Progress(Stage.WRITING, 0, 1, _WRITING_PERCENT))
+        pulse.report(Progress(Stage.WRITING, 0, 1, PERCENT_BEFORE[Stage.WRITING]))
         with self._site.videos.draft(job.id) as draft:
             with self._site.videos.full_disk_named():
                 _encode(frames, draft, job.parameters.video.fps)

@@ -17,7 +17,7 @@ from t2v_server.engine.encoding import Frames
 from t2v_server.engine.errors import EngineLostError, GenerationError, OutOfMemory
 from t2v_server.engine.pipeline import TextToVideoPipeline, decoder_of
 from t2v_server.engine.tiny import build_tiny_pipeline
-from t2v_server.jobs.record import Parameters, Progress, Stage
+from t2v_server.jobs.record import PERCENT_BEFORE, Parameters, Progress, Stage
 from t2v_server.profiles import FRAMES_STEP, TINY_MODEL, VideoParameters
 
 _DTYPES = {
@@ -27,10 +27,6 @@ _DTYPES = {
 }
 _WARM_UP_STEPS = 2
 _OUT_OF_MEMORY = ("DefaultCPUAllocator", "could not create a primitive", "bad_alloc")
-
-# The share of a generation's time that comes before each stage, in percent: as measured by the
-# publishers for 50 steps at 720p, denoising takes nearly all of it.
-_DENOISING_FROM, _DECODING_FROM, WRITING_FROM = 2, 85, 97
 
 # Called after each unit of work; what it raises ends the generation.
 Watch = Callable[[Progress], None]
@@ -63,7 +59,7 @@ class VideoGenerator:
         """
         video = parameters.video
         self._shift_schedule(video.flow_shift)
-        watch(Progress(Stage.PROMPT, 0, 1, 0))
+        watch(Progress(Stage.PROMPT, 0, 1, PERCENT_BEFORE[Stage.PROMPT]))
 
         def step_done(
             _pipeline: TextToVideoPipeline, step: int, _time: object, tensors: dict[str, Any]
@@ -143,13 +139,16 @@ def _watched_decoder(
 
 
 def _denoised(done: int, total: int) -> Progress:
-    percent = _DENOISING_FROM + (_DECODING_FROM - _DENOISING_FROM) * done // total
-    return Progress(Stage.DENOISING, done, total, percent)
+    return _between(Stage.DENOISING, Stage.DECODING, done, total)
 
 
 def _decoded(done: int, total: int) -> Progress:
-    percent = _DECODING_FROM + (WRITING_FROM - _DECODING_FROM) * done // total
-    return Progress(Stage.DECODING, done, total, percent)
+    return _between(Stage.DECODING, Stage.WRITING, done, total)
+
+
+def _between(stage: Stage, following: Stage, done: int, total: int) -> Progress:
+    begin, end = PERCENT_BEFORE[stage], PERCENT_BEFORE[following]
+    return Progress(stage, done, total, begin + (end - begin) * done // total)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

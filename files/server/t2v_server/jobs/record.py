@@ -44,6 +44,11 @@ class Stage(StrEnum):
     WRITING = "writing"
 
 
+# What of a job's time comes before each stage, in percent: as measured by the publishers for
+# 50 steps at 720p, denoising takes nearly all of it.
+PERCENT_BEFORE = {Stage.PROMPT: 0, Stage.DENOISING: 2, Stage.DECODING: 85, Stage.WRITING: 97}
+
+
 @dataclass(frozen=True)
 class Progress:
     """``done`` of ``total`` units of ``stage`` (steps, latent frames); ``percent`` of the job."""

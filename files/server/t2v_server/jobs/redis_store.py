@@ -34,6 +34,7 @@ from t2v_server.jobs.record import (
     Progress,
     Stage,
 )
+from t2v_server.jobs.redis_password import PasswordFile
 from t2v_server.jobs.serial import outcome_from_json, outcome_to_json
 from t2v_server.jobs.store import (
     Admission,
@@ -321,7 +322,7 @@ class RedisStore:
             socket_keepalive=True,
             # Connections that broke while idle are replaced; a Redis that is away is said soon.
             retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), 2),
-            credential_provider=_PasswordFile(password_file) if password_file else None,
+            credential_provider=PasswordFile(password_file) if password_file else None,
         )
         self._scripts = {
             name: self._redis.register_script(_PRELUDE + body)
@@ -494,19 +495,6 @@ class RedisStore:
         except redis.RedisError as error:
             does = "refuses" if isinstance(error, redis.ResponseError) else "does not answer"
             raise StoreUnavailable(f"the job store {does}: {_brief(error)}") from error
-
-
-class _PasswordFile(redis.CredentialProvider):
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def get_credentials(self) -> tuple[str]:
-        try:
-            return (self._path.read_text().strip(),)
-        except OSError as error:
-            raise redis.AuthenticationError(
-                f"the password in {self._path} cannot be read: {error.strerror}"
-            ) from error
 
 
 class _Changes:
