@@ -88,10 +88,10 @@ class Paths:
 
     def __post_init__(self) -> None:
         """Refuse a name that would not survive as part of file and interface names."""
-        if not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", self.name):
+        if not re.fullmatch(r"[a-z][a-z0-9_-]{0,39}", self.name):
             raise LabError(
-                f"'{self.name}' cannot be a lab's name; use small letters, digits and "
-                "hyphens, at most 31, starting with a letter"
+                f"'{self.name}' cannot be a lab's name; use small letters, digits, "
+                "hyphens and underscores, at most 40, starting with a letter"
             )
 
     @property

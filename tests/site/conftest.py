@@ -6,7 +6,6 @@ Against the lab: ``make playbook`` first, then
 """
 
 import os
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from edge import Edge
 from lab.hosts import Site, read_site
 from lab.settings import REPOSITORY, Paths, load_scenario
+from machines import Machines
 
 
 @pytest.fixture(scope="session")
@@ -33,36 +33,12 @@ def edge(site: Site) -> Edge:
     return Edge(site.host("master").address, "t2v.sanchuang.ai")
 
 
-class Machines:
-    """The lab as an operator's hands: pull a plug, put it back, run a command."""
-
-    def __init__(self, paths: Paths) -> None:
-        self._paths = paths
-
-    def lab(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            [".venv/bin/python", "-m", "lab", "--name", self._paths.name, *arguments],
-            cwd=REPOSITORY,
-            env={**os.environ, "PYTHONPATH": "molecule"},
-            capture_output=True,
-            check=True,
-            timeout=300,
-        )
-
-    def power(self, state: str, host: str) -> None:
-        self.lab("power", state, host)
-
-    def ssh(self, host: str, command: str) -> bytes:
-        return self.lab("ssh", host, command).stdout
-
-
 @pytest.fixture
 def machines(paths: Paths, site: Site) -> Iterator[Machines]:
     """The machines; whatever a test pulled is plugged in again after it."""
-    hands = Machines(paths)
+    hands = Machines(paths, "site", site)
     yield hands
-    for host in site.hosts:
-        hands.power("on", host.name)
+    hands.power_all_on()
 
 
 @pytest.fixture

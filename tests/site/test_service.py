@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Machines
 from edge import Answer, Edge
+from machines import Machines
 
 WORKERS = {"worker1", "worker2"}
 

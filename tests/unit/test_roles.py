@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +96,14 @@ def test_entry_points_are_task_files(role: Path) -> None:
         assert (role / f"tasks/{name}.yml").is_file()
 
 
-def test_readme_names_every_variable(role: Path) -> None:
-    readme = (role / "README.md").read_text()
-    assert [name for name in options_of(role) if f"`{name}`" not in readme] == []
+def test_readme_is_what_make_docs_writes(role: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(role, tmp_path / role.name)
+    program = Path(sys.executable).with_name("aar-doc")
+    subprocess.run([program, copy, "markdown"], cwd=ROOT, check=True, timeout=60)
+    assert (copy / "README.md").read_text() == (role / "README.md").read_text(), "run `make docs`"
+    assert [
+        name for name in options_of(role) if f"`{name}`" not in (copy / "README.md").read_text()
+    ] == []
 
 
 def test_names_of_both_distributions_agree(role: Path) -> None:
