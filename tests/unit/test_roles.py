@@ -22,8 +22,14 @@ def load(path: Path) -> dict[str, Any]:
     return content or {}
 
 
+def default_files_of(role: Path) -> list[Path]:
+    """One file, or one for each topic of a large role."""
+    single = role / "defaults/main.yml"
+    return [single] if single.exists() else sorted((role / "defaults/main").glob("*.yml"))
+
+
 def defaults_of(role: Path) -> dict[str, Any]:
-    return load(role / "defaults/main.yml")
+    return {name: value for path in default_files_of(role) for name, value in load(path).items()}
 
 
 def entry_points_of(role: Path) -> dict[str, Any]:
@@ -57,7 +63,7 @@ def test_optional_arguments_are_the_defaults(role: Path) -> None:
 
 
 def test_required_arguments_are_commented_in_the_defaults(role: Path) -> None:
-    text = (role / "defaults/main.yml").read_text()
+    text = "\n".join(path.read_text() for path in default_files_of(role))
     for name, option in options_of(role).items():
         if option.get("required"):
             assert "default" not in option, name
@@ -79,10 +85,10 @@ def test_variables_begin_with_the_role_s_name(role: Path) -> None:
 
 def test_every_default_is_explained_where_it_is_defined(role: Path) -> None:
     """A comment opens the paragraph that a variable stands in."""
-    text = (role / "defaults/main.yml").read_text().removeprefix("---\n")
-    for paragraph in re.split(r"\n\s*\n", text):
-        if re.search(r"^[a-z]", paragraph, re.MULTILINE):
-            assert paragraph.lstrip().startswith("#"), paragraph
+    for path in default_files_of(role):
+        for paragraph in re.split(r"\n\s*\n", path.read_text().removeprefix("---\n")):
+            if re.search(r"^[a-z]", paragraph, re.MULTILINE):
+                assert paragraph.lstrip().startswith("#"), paragraph
 
 
 def test_every_argument_is_described(role: Path) -> None:
