@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import testinfra
 from testinfra.host import Host
 
-from lab import network
+from lab import machine, network
 from lab.hosts import Site
 from lab.settings import REPOSITORY, Paths
 
@@ -52,6 +52,11 @@ class Machines:
     def inside(self, command: Sequence[str]) -> list[str]:
         """The command, to be run by this machine in the lab's network."""
         return network.inside(self._paths, command)
+
+    def in_network_of(self, host: str, command: Sequence[str]) -> list[str]:
+        """The command of this machine, to be run as if it were on ``host``: in its network."""
+        pid = machine.leader(self._paths, host)
+        return ["nsenter", f"--net=/proc/{pid}/ns/net", "--", *command]
 
     def __call__(self, host: str) -> Host:
         """Testinfra's view of the host, over ssh with its host key checked."""

@@ -18,13 +18,15 @@ PYTHON = ".venv/bin/python"
 SERVER_PYTHON = ".venv-server/bin/python"
 
 
-# Programs that the server's tests use for real, and the Debian packages that have them.
+# Programs that the tests use for real, and the Debian packages that have them.
 PROGRAMS = {
     "redis-server": "redis-server",
     "chromium": "chromium",
     "ab": "apache2-utils",
     "mkfs.ext4": "e2fsprogs",
     "fsfreeze": "util-linux",
+    "nmap": "nmap",
+    "sshpass": "sshpass",
 }
 
 

@@ -178,6 +178,16 @@ def is_on(paths: Paths, name: str) -> bool:
     return bool(cgroups.members(paths.name, f"supervisor-{name}"))
 
 
+def leader(paths: Paths, name: str) -> int:
+    """Process id, here, of the machine's init. Raises LabError where it is off, or a vm."""
+    for pid in cgroups.members(paths.name, f"machine-{name}"):
+        status = Path(f"/proc/{pid}/status").read_text()
+        (namespaced,) = (line.split()[1:] for line in status.splitlines() if "NSpid:" in line)
+        if len(namespaced) == 2 and namespaced[1] == "1" and status.startswith("Name:\tsystemd\n"):
+            return pid
+    raise LabError(f"{name} has no init in this machine's sight: it is off, or a vm")
+
+
 def power_on(paths: Paths, name: str) -> None:
     """Start the machine's supervisor, if it is not running."""
     if is_on(paths, name):

@@ -79,7 +79,7 @@ def test_specified_defaults_are_the_defaults(role: Path) -> None:
 
 def test_variables_begin_with_the_role_s_name(role: Path) -> None:
     assert all(name.startswith(f"{role.name}_") for name in options_of(role))
-    for path in (role / "vars").glob("*.yml"):
+    for path in (role / "vars").rglob("*.yml"):
         assert all(name.startswith(f"_{role.name}_") for name in load(path)), path
 
 
@@ -129,6 +129,6 @@ def test_task_files_are_used(role: Path) -> None:
     used = {
         name
         for text in files.values()
-        for name in re.findall(r"(?:import|include)_tasks: (\w+)\.yml", text)
+        for name in re.findall(r"(?:import|include)_tasks:(?:\n\s+file:)? (\w+)\.yml", text)
     }
     assert set(files) == used | set(entry_points_of(role))
