@@ -5,11 +5,14 @@ build machines need root; without it they are left out, and the last lines say s
 """
 
 import argparse
+import functools
+import itertools
 import os
 import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,18 +33,41 @@ PROGRAMS = {
 }
 
 
+# How many stages that may run beside each other do.
+LANES = 2
+# Scenarios with a stage of their own, or none.
+APART = {"site", "kinds"}
+
+
 @dataclass(frozen=True)
 class Stage:
     """One command of the run; ``root``: it builds machines; ``slow``: only with --all.
 
-    ``settings`` are added to its environment.
+    ``settings`` are added to its environment. ``beside``: it mostly waits for machines, so
+    two of these run at a time; their output comes when each has ended.
     """
 
     title: str
     command: tuple[str, ...]
     root: bool = False
     slow: bool = False
+    beside: bool = False
     settings: tuple[tuple[str, str], ...] = ()
+
+
+def roles() -> tuple[Stage, ...]:
+    """``molecule test`` of every role's scenario."""
+    found = sorted(path.parent.name for path in REPOSITORY.glob("molecule/*/molecule.yml"))
+    return tuple(
+        Stage(
+            f"molecule test -s {name}",
+            (".venv/bin/molecule", "test", "-s", name),
+            root=True,
+            beside=True,
+        )
+        for name in found
+        if name not in APART
+    )
 
 
 STAGES = (
@@ -52,6 +78,7 @@ STAGES = (
         (".venv/bin/molecule", "test", "-s", "site"),
         root=True,
     ),
+    *roles(),
     Stage(
         "make up and make down", (PYTHON, "-m", "pytest", "tests/lab/test_make_up.py"), root=True
     ),
@@ -89,6 +116,30 @@ def install_programs() -> None:
         )
 
 
+def run(stage: Stage, environment: dict[str, str], slow: bool) -> tuple[str, str, float]:
+    """Run one stage; returns its title, how it ended, and seconds."""
+    if stage.slow and not slow:
+        return stage.title, "left out: make test-all", 0.0
+    if stage.root and os.geteuid() != 0:
+        return stage.title, "SKIPPED: needs root", 0.0
+    print(f"\n==> {stage.title}", flush=True)
+    started = time.monotonic()
+    done = subprocess.run(
+        stage.command,
+        cwd=REPOSITORY,
+        env=environment | dict(stage.settings),
+        stdout=subprocess.PIPE if stage.beside else None,
+        stderr=subprocess.STDOUT if stage.beside else None,
+        check=False,
+        timeout=3600,
+    )
+    if stage.beside:
+        text = done.stdout.decode(errors="replace")
+        print(f"\n==> {stage.title}: its output\n{text}", flush=True)
+    word = "passed" if done.returncode == 0 else f"FAILED (status {done.returncode})"
+    return stage.title, word, time.monotonic() - started
+
+
 def main() -> int:
     """Run the stages; the exit status is 0 when all that could run passed."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -100,23 +151,10 @@ def main() -> int:
         environment |= {"NO_COLOR": "1", "PY_COLORS": "0", "ANSIBLE_NOCOLOR": "1"}
     install_programs()
     results: list[tuple[str, str, float]] = []
-    for stage in STAGES:
-        if stage.slow and not options.all:
-            results.append((stage.title, "left out: make test-all", 0.0))
-        elif stage.root and os.geteuid() != 0:
-            results.append((stage.title, "SKIPPED: needs root", 0.0))
-        else:
-            print(f"\n==> {stage.title}", flush=True)
-            started = time.monotonic()
-            status = subprocess.run(
-                stage.command,
-                cwd=REPOSITORY,
-                env=environment | dict(stage.settings),
-                check=False,
-                timeout=3600,
-            ).returncode
-            word = "passed" if status == 0 else f"FAILED (status {status})"
-            results.append((stage.title, word, time.monotonic() - started))
+    for together, stages in itertools.groupby(STAGES, key=lambda stage: stage.beside):
+        with ThreadPoolExecutor(LANES if together else 1) as pool:
+            run_one = functools.partial(run, environment=environment, slow=options.all)
+            results += pool.map(run_one, stages)
     print("\nStages:")
     for title, word, seconds in results:
         print(f"  {word:<24} {seconds:7.1f} s  {title}")

@@ -125,6 +125,8 @@ def install_programs(site: Site) -> None:
                 "DEBIAN_FRONTEND=noninteractive",
                 "apt-get",
                 "install",
+                "-o",
+                "DPkg::Lock::Timeout=300",
                 "-qq",
                 "-y",
                 "--no-install-recommends",

@@ -1,13 +1,12 @@
 """The firewall, looked at from other hosts: nmap in the network of another machine."""
 
-import subprocess
 import time
 from collections.abc import Iterator
-from xml.etree import ElementTree
 
 import pytest
 
 from machines import Machines
+from ports import forget, reachable, scan
 
 ARTICLE = ("-e", "base_firewall=disabled")
 ELSEWHERE = (
@@ -20,29 +19,6 @@ STRAY = 12345
 HOSTS = ("master", "worker1", "harbor")
 
 
-def reachable(machines: Machines, seen_from: str, host: str) -> set[int]:
-    """The TCP ports of ``host`` whose packets pass, whether or not somebody listens."""
-    return set(scan(machines, seen_from, host, "-"))
-
-
-def scan(machines: Machines, seen_from: str, host: str, ports: str) -> dict[int, str]:
-    """State (open, closed) of those of the ports that answer at all."""
-    command = ["nmap", "-sS", "-n", "-Pn", "-p", ports, "-T5", "--min-rate", "20000"]
-    command += ["--max-retries", "2", "-oX", "-", machines.address(host)]
-    shown = subprocess.run(
-        machines.in_network_of(seen_from, command), capture_output=True, text=True, check=True
-    ).stdout
-    answer = ElementTree.fromstring(shown)
-    found = {}
-    for port in answer.iter("port"):
-        state = port.find("state")
-        assert state is not None
-        found[int(port.attrib["portid"])] = state.attrib["state"]
-    # Many of one state are counted instead: they may only be the filtered ones.
-    assert {one.attrib["state"] for one in answer.iter("extraports")} <= {"filtered"}, shown
-    return {port: state for port, state in found.items() if state != "filtered"}
-
-
 def is_open(machines: Machines, seen_from: str, host: str, port: int) -> bool:
     return scan(machines, seen_from, host, str(port)).get(port) == "open"
 
@@ -50,9 +26,7 @@ def is_open(machines: Machines, seen_from: str, host: str, port: int) -> bool:
 def listen(machines: Machines, host: str) -> None:
     unit = f"systemd-run --quiet --unit=stray python3 -m http.server {STRAY}"
     machines.ssh(host, f"systemctl is-active --quiet stray || {unit}")
-    # What a host asked for itself counts as established; a scan asks for everything.
-    forget = ["sysctl", "-qw", "net.netfilter.nf_conntrack_tcp_timeout_syn_sent=1"]
-    subprocess.run(machines.in_network_of(host, forget), check=True)
+    forget(machines, host)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,0 +1,35 @@
+"""What of a host's ports other hosts reach: nmap, in the network of another machine."""
+
+import subprocess
+from xml.etree import ElementTree
+
+from machines import Machines
+
+
+def forget(machines: Machines, host: str) -> None:
+    """Let the host soon forget whom it asked: answers to a scan of its own would be let in."""
+    command = ["sysctl", "-qw", "net.netfilter.nf_conntrack_tcp_timeout_syn_sent=1"]
+    subprocess.run(machines.in_network_of(host, command), check=True)
+
+
+def reachable(machines: Machines, seen_from: str, host: str) -> set[int]:
+    """The TCP ports of ``host`` whose packets pass, whether or not somebody listens."""
+    return set(scan(machines, seen_from, host, "-"))
+
+
+def scan(machines: Machines, seen_from: str, host: str, ports: str) -> dict[int, str]:
+    """State (open, closed) of those of the ports that answer at all."""
+    command = ["nmap", "-sS", "-n", "-Pn", "-p", ports, "-T5", "--min-rate", "20000"]
+    command += ["--max-retries", "2", "-oX", "-", machines.address(host)]
+    shown = subprocess.run(
+        machines.in_network_of(seen_from, command), capture_output=True, text=True, check=True
+    ).stdout
+    answer = ElementTree.fromstring(shown)
+    found = {}
+    for port in answer.iter("port"):
+        state = port.find("state")
+        assert state is not None
+        found[int(port.attrib["portid"])] = state.attrib["state"]
+    # Many of one state are counted instead: they may only be the filtered ones.
+    assert {one.attrib["state"] for one in answer.iter("extraports")} <= {"filtered"}, shown
+    return {port: state for port, state in found.items() if state != "filtered"}
