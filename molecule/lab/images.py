@@ -41,7 +41,8 @@ _MACHINE = [
     "sudo",
     "ca-certificates",
 ]
-_NFS = ["linux-image-cloud-amd64", "initramfs-tools", "nfs-kernel-server", "python3"]
+_KERNEL = ["linux-image-cloud-amd64", "initramfs-tools"]
+_PYTHON27 = ["python2.7-minimal", "libpython2.7-stdlib"]
 _KEEP_SECONDS = 2 * 24 * 3600
 _CONTAINER = ("python3", "python3-pip", "ca-certificates")
 _TORCH_LOCK = REPOSITORY / "files/server/requirements-torch-cpu.txt"
@@ -65,22 +66,29 @@ ExecStart=/bin/sh -c 'for m in /sys/fs/cgroup /sys/fs/cgroup/*; do \\
 [Install]
 WantedBy=sysinit.target
 """
+_FSTAB = "/dev/vda / ext4 defaults 0 1\n"
 _SYSTEM_CONF = "[Manager]\nDefaultTimeoutStopSec=10s\n"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a machine's file system is made: Debian suite, packages, and what is special."""
+    """How a machine's file system is made: Debian suite, packages, and what is special.
+
+    kernel: the kind whose image has the kernel that this one boots; none: it shares the host's.
+    """
 
     suite: str
     packages: tuple[str, ...]
-    kernel: bool = False
+    kernel: str = ""
 
 
 RECIPES = {
     "debian12": Recipe("bookworm", (*_MACHINE, "python3")),
-    "py27": Recipe("bullseye", (*_MACHINE, "python2.7-minimal", "libpython2.7-stdlib")),
-    "vm": Recipe("bookworm", (*_MACHINE, *_NFS), kernel=True),
+    "py27": Recipe("bullseye", (*_MACHINE, *_PYTHON27)),
+    # Emulated: what a package manager would take minutes to install there is in the image.
+    "vm": Recipe("bookworm", (*_MACHINE, *_KERNEL, "nfs-kernel-server", "python3"), kernel="vm"),
+    # Debian 11 with the kernel of Debian 12: its own is no longer on the mirrors.
+    "py27-vm": Recipe("bullseye", (*_MACHINE, "kmod", "nfs-common", *_PYTHON27), kernel="vm"),
 }
 
 
@@ -93,8 +101,10 @@ def machine_image(paths: Paths, kind: str) -> Path:
         rootfs = place / "rootfs"
         _bootstrap(rootfs, recipe.suite, recipe.packages)
         _furnish(rootfs)
-        if recipe.kernel:
+        if recipe.kernel == kind:
             _take_kernel(rootfs, place)
+        elif recipe.kernel:
+            _borrow_kernel(machine_image(paths, recipe.kernel), rootfs, place)
 
     key = _machine_key(recipe)
     return _cached(paths, kind, key, f"Base image {kind} (Debian {recipe.suite})", build)
@@ -169,7 +179,8 @@ def _all_mounts() -> str:
 
 
 def _machine_key(recipe: Recipe) -> str:
-    return repr((recipe, MIRROR, _HOST_UNIT, _SYSTEM_CONF))
+    kernel = RECIPES.get(recipe.kernel)
+    return repr((recipe, kernel, MIRROR, _HOST_UNIT, _SYSTEM_CONF))
 
 
 def _container_key() -> str:
@@ -244,12 +255,19 @@ def _furnish(rootfs: Path) -> None:
 
 
 def _take_kernel(rootfs: Path, place: Path) -> None:
-    (rootfs / "etc/fstab").write_text("/dev/vda / ext4 defaults 0 1\n")
+    (rootfs / "etc/fstab").write_text(_FSTAB)
     for kind, name in (("vmlinuz", "vmlinuz"), ("initrd.img", "initrd.img")):
         versions = sorted((rootfs / "boot").glob(f"{kind}-*"))
         if not versions:
             raise LabError(f"Debian's kernel package left no {kind} in /boot of the vm image")
         shutil.copy(versions[-1], place / name)
+
+
+def _borrow_kernel(lender: Path, rootfs: Path, place: Path) -> None:
+    (rootfs / "etc/fstab").write_text(_FSTAB)
+    shutil.copytree(lender / "rootfs/lib/modules", rootfs / "lib/modules", dirs_exist_ok=True)
+    for name in ("vmlinuz", "initrd.img"):
+        shutil.copy(lender / name, place / name)
 
 
 def _docker_archive(rootfs: Path, place: Path) -> None:

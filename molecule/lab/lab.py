@@ -18,7 +18,7 @@ import yaml
 from lab import cgroups, images, machine, network
 from lab.errors import LabError
 from lab.hosts import Host, Site
-from lab.settings import REPOSITORY, Paths, Scenario
+from lab.settings import REPOSITORY, VIRTUAL, Paths, Scenario
 from lab.shell import run, run_with_retries, succeeds, track_with
 from lab.steps import say, step
 
@@ -38,7 +38,7 @@ _PROGRAMS = {
 _VM_PROGRAMS = {"qemu-system-x86_64": "qemu-system-x86"}
 _FREE_GIB = 12
 _FREE_GIB_BUILT = 2
-_BOOT_SECONDS = {"debian12": 60.0, "py27": 60.0, "vm": 300.0}
+_BOOT_SECONDS = {"debian12": 60.0, "py27": 60.0, "vm": 300.0, "py27-vm": 300.0}
 
 
 @contextmanager
@@ -107,10 +107,10 @@ def check_space(paths: Paths, site: Site) -> None:
             )
 
 
-def install_programs(site: Site) -> None:
-    """Install the Debian packages that the lab itself needs and this machine lacks."""
-    wanted = dict(_PROGRAMS)
-    if any(host.kind == "vm" for host in site.hosts):
+def install_programs(scenario: Scenario, site: Site) -> None:
+    """Install the Debian packages that the lab and its scenario need and this machine lacks."""
+    wanted = _PROGRAMS | scenario.programs
+    if any(host.kind in VIRTUAL for host in site.hosts):
         wanted |= _VM_PROGRAMS
     missing = sorted({package for name, package in wanted.items() if not shutil.which(name)})
     if not missing:
@@ -139,7 +139,7 @@ def install_programs(site: Site) -> None:
 def create(paths: Paths, scenario: Scenario, site: Site) -> None:
     """Build what is missing of the lab's machines and network, and wait until all answer."""
     check_space(paths, site)
-    install_programs(site)
+    install_programs(scenario, site)
     resolvers = network.nameservers(site)
     standing = all(machine.load(paths, host.name) for host in site.hosts)
     pictures = {
@@ -172,7 +172,9 @@ def create(paths: Paths, scenario: Scenario, site: Site) -> None:
     images.prune(paths, machine.images_in_use(paths))
     for share in scenario.shared:
         names = ", ".join(
-            host.name for host in site.hosts if share.group in host.groups and host.kind != "vm"
+            host.name
+            for host in site.hosts
+            if share.group in host.groups and host.kind not in VIRTUAL
         )
         if names:
             say(

@@ -16,7 +16,7 @@ from lab import cgroups
 from lab.errors import LabError
 from lab.hosts import Host, Site
 from lab.network import inside
-from lab.settings import REPOSITORY, Paths, Scenario
+from lab.settings import REPOSITORY, VIRTUAL, Paths, Scenario
 from lab.shell import run, succeeds
 
 # A container engine stacks file systems of its own, which needs a plain directory below.
@@ -108,7 +108,7 @@ def describe(
         interface=site.interface,
         uuid=str(uuid.uuid5(uuid.NAMESPACE_DNS, f"{host.name}.{paths.name}.t2v-lab")),
         memory_mb=scenario.memory_mb,
-        binds=() if host.kind == "vm" else tuple(volumes + shares),
+        binds=() if host.kind in VIRTUAL else tuple(volumes + shares),
     )
 
 
@@ -121,7 +121,7 @@ def prepare(paths: Paths, machine: Machine) -> None:
     for source, _ in machine.binds:
         Path(source).mkdir(parents=True, exist_ok=True)
     _seed(paths, machine, place / "upper")
-    if machine.kind == "vm":
+    if machine.kind in VIRTUAL:
         _build_disk(machine, place)
     partial = place / "machine.json.part"
     partial.write_text(json.dumps(asdict(machine)))
@@ -143,7 +143,7 @@ def _seed(paths: Paths, machine: Machine, upper: Path) -> None:
         "etc/systemd/network/10-lab.network": network,
         "root/.ssh/authorized_keys": paths.private_key.with_suffix(".pub").read_text(),
     }
-    if machine.kind == "vm":
+    if machine.kind in VIRTUAL:
         files["etc/systemd/network/10-lab.link"] = link
     for name, content in files.items():
         path = upper / name

@@ -15,9 +15,11 @@ import yaml
 from lab.errors import LabError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-KINDS = ("debian12", "py27", "vm")
+KINDS = ("debian12", "py27", "vm", "py27-vm")
+# Those with a kernel of their own: emulated, on a disk of their own.
+VIRTUAL = frozenset({"vm", "py27-vm"})
 
-_SETTING_KEYS = {"hosts", "kinds", "shared", "memory_mb"}
+_SETTING_KEYS = {"hosts", "kinds", "shared", "memory_mb", "programs"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Scenario:
     """What ``molecule/<scenario>/lab.yml`` asks for; every key may be left out.
 
     hosts: names to build (default: all of the inventory); kinds: host → one of KINDS;
-    shared: directories common to groups; memory_mb: memory of a ``vm`` machine, in MiB.
+    shared: directories common to groups; memory_mb: memory of a ``vm`` machine, in MiB;
+    programs: program of this machine → the Debian package that brings it.
     """
 
     directory: Path
@@ -45,6 +48,7 @@ class Scenario:
     kinds: dict[str, str] = field(default_factory=dict)
     shared: tuple[Share, ...] = ()
     memory_mb: int = 1024
+    programs: dict[str, str] = field(default_factory=dict)
 
 
 def load_scenario(name: str) -> Scenario:
@@ -77,6 +81,7 @@ def load_scenario(name: str) -> Scenario:
         kinds=kinds,
         shared=tuple(Share(**item) for item in raw.get("shared") or ()),
         memory_mb=int(raw.get("memory_mb") or 1024),
+        programs=dict(raw.get("programs") or {}),
     )
 
 

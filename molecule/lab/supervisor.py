@@ -14,7 +14,7 @@ from pathlib import Path
 from lab import cgroups, machine
 from lab.machine import Machine
 from lab.network import bridge_port, inside
-from lab.settings import Paths
+from lab.settings import VIRTUAL, Paths
 from lab.shell import run, succeeds
 
 _REBOOT = 133  # systemd-nspawn's exit status when the machine asked for a reboot
@@ -33,7 +33,7 @@ def main(lab: str, name: str) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # A machine whose supervisor was killed may still run, on the files we are about to mount.
     cgroups.kill(lab, f"machine-{name}")
-    if described.kind != "vm":
+    if described.kind not in VIRTUAL:
         _mount(paths, described)
     while True:
         status = _run_once(paths, described)
@@ -56,7 +56,7 @@ def _run_once(paths: Paths, described: Machine) -> int:
     # Left-overs of the life before: a kubelet counts them, a container engine trips over them.
     cgroups.kill(paths.name, group)
     cgroups.remove(paths.name, group)
-    virtual = described.kind == "vm"
+    virtual = described.kind in VIRTUAL
     if virtual:
         succeeds(inside(paths, ["ip", "tuntap", "add", "dev", described.port, "mode", "tap"]))
         bridge_port(paths, described.port)

@@ -1,4 +1,4 @@
-"""Machines of every kind: a container, one with Python 2.7 only, and virtual ones with NFS."""
+"""Machines of every kind: containers and virtual ones with NFS, some with Python 2.7 only."""
 
 import os
 import subprocess
@@ -37,16 +37,20 @@ def machines() -> Iterator[None]:
         lab("down")
 
 
-def test_a_python27_machine_has_no_other_python_and_ansible_manages_it() -> None:
-    found = lab("ssh", "master", "ls /usr/bin | grep '^python'")
-    assert found.split() == ["python2.7"]
-    assert "master: Python 2.7" in lab("playbook", "molecule/kinds/converge.yml")
+def test_python27_machines_have_no_other_python_and_ansible_manages_them() -> None:
+    for host in ("master", "worker1"):
+        found = lab("ssh", host, "ls /usr/bin | grep '^python'")
+        assert found.split() == ["python2.7"]
+    shown = lab("playbook", "molecule/kinds/converge.yml")
+    assert "master: Python 2.7" in shown
+    assert "worker1: Python 2.7" in shown
 
 
 def test_a_vm_has_its_own_kernel_and_the_documented_address_and_interface() -> None:
     own = lab("ssh", "nfs-server", "uname -r").strip()
     assert own.endswith("cloud-amd64")
     assert own != lab("ssh", "worker2", "uname -r").strip()
+    assert own == lab("ssh", "worker1", "uname -r").strip()
     assert "192.168.0.36/24" in lab("ssh", "nfs-server", "ip -4 address show ens33")
 
 
