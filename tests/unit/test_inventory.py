@@ -81,6 +81,9 @@ def test_hosts_and_groups_are_the_documented_ones(site: dict[str, Any]) -> None:
         ("t2v_dns_servers", ["8.8.8.8", "114.114.114.114"]),
         ("t2v_interface", "ens33"),
         ("t2v_videos_dir", "/shared/videos"),
+        ("t2v_storage", "nfs"),
+        ("t2v_nfs_export", "/nfs/videos"),
+        ("t2v_nfs_article_export", False),
         ("t2v_registry_port", 5001),
         ("t2v_image_repository", "ai/wan2.2-t2v-5b"),
         ("t2v_image_tag", "v1"),
@@ -97,6 +100,14 @@ def test_registry_is_the_documented_address() -> None:
         "ansible", "-i", "inventory/", "worker1", "-m", "debug", "-a", "var=t2v_registry"
     )
     assert '"t2v_registry": "192.168.0.34:5001"' in answer.stdout
+
+
+def test_the_share_is_the_documented_one_and_for_the_cluster_s_nodes_alone() -> None:
+    shown = {"msg": "{{ t2v_nfs_server }}:{{ t2v_nfs_export }} {{ t2v_nfs_clients | join(' ') }}"}
+    answer = ansible(
+        *("ansible", "-i", "inventory/", "worker1", "-m", "debug", "-a", json.dumps(shown))
+    )
+    assert "192.168.0.36:/nfs/videos 192.168.0.20 192.168.0.21 192.168.0.22" in answer.stdout
 
 
 def test_every_variable_is_explained_where_it_is_defined() -> None:
@@ -230,6 +241,13 @@ def test_documented_site_is_accepted(preflight: Preflight) -> None:
             "Group 'masters' has no host in hosts.yml: add at least one host to it.",
             id="group-missing",
         ),
+        pytest.param(
+            lambda p: p.replace("        nfs-server:\n          ansible_host: 192.168.0.36\n", ""),
+            "t2v_storage is 'nfs' and group 'nfs' has no host in hosts.yml: add one to it, or mount"
+            " a share at t2v_videos_dir of every worker yourself and set t2v_storage to 'mounted'"
+            " in inventory/group_vars/all/storage.yml.",
+            id="nfs-empty",
+        ),
     ],
 )
 def test_wrong_hosts_are_refused(
@@ -265,6 +283,18 @@ def test_wrong_hosts_are_refused(
             "harbor",
             "t2v_registry_flavour is 'harbor', which is not built yet in this release: set it to"
             " 'distribution' in inventory/group_vars/all/registry.yml.",
+        ),
+        (
+            "t2v_gpu",
+            "yes",
+            "t2v_gpu is 'yes' for worker1 and worker2, which is unknown: set it to 'auto',"
+            " 'required' or 'none' in inventory/group_vars/all/gpu.yml.",
+        ),
+        (
+            "t2v_gpu_driver_min",
+            "535",
+            "t2v_gpu_driver_min is '535', which is not a version: set it to one such as 530.30.02"
+            ' (a driver) or "12.1" (CUDA) in inventory/group_vars/all/gpu.yml.',
         ),
         (
             "t2v_registry_port",
@@ -320,6 +350,18 @@ def test_wrong_hosts_are_refused(
             "0",
             "t2v_videos_uid is '0': set it to a number above 0 in"
             " inventory/group_vars/all/site.yml.",
+        ),
+        (
+            "t2v_storage",
+            "ceph",
+            "t2v_storage is 'ceph', which is unknown: set it to 'nfs' or 'mounted' in"
+            " inventory/group_vars/all/storage.yml.",
+        ),
+        (
+            "t2v_nfs_export",
+            "videos",
+            "t2v_nfs_export is 'videos': set it to an absolute path without spaces in"
+            " inventory/group_vars/all/storage.yml.",
         ),
     ],
 )
