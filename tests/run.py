@@ -37,6 +37,8 @@ PROGRAMS = {
 LANES = 2
 # Scenarios with a stage of their own, or none.
 APART = {"site", "kinds"}
+# Scenarios that passed whole, alone, from check to verify; the others wait in --all until then.
+WHOLE = {"firewall", "hardening"}
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ def roles() -> tuple[Stage, ...]:
             f"molecule test -s {name}",
             (".venv/bin/molecule", "test", "-s", name),
             root=True,
+            slow=name not in WHOLE,
             beside=True,
         )
         for name in found
