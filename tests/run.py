@@ -37,7 +37,7 @@ PROGRAMS = {
 LANES = 2
 # Scenarios with a stage of their own, or none.
 APART = {"site", "kinds"}
-# Scenarios that passed whole, alone, from check to verify; the others wait in --all until then.
+# In `make test`; the others wait in --all until they have been seen to pass whole.
 WHOLE = {"firewall", "hardening"}
 
 
