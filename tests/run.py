@@ -29,6 +29,7 @@ PROGRAMS = {
     "mkfs.ext4": "e2fsprogs",
     "fsfreeze": "util-linux",
     "nmap": "nmap",
+    "ssh-audit": "ssh-audit",
     "sshpass": "sshpass",
 }
 
