@@ -19,7 +19,7 @@ LAYERS = {
 
 
 def tasks_of(playbook: str, *options: str) -> list[tuple[str, str]]:
-    """(play, task) of what would run, without the check of arguments that every role begins with."""
+    """(play, task) of what would run, without the check of arguments that opens every role."""
     listed = subprocess.run(
         [
             Path(sys.executable).with_name("ansible-playbook"),
