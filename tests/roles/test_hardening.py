@@ -84,9 +84,6 @@ def run_role(
         cwd=REPOSITORY,
         env={
             **laboratory.environment(Paths(os.environ["T2V_LAB"])),
-            # Molecule asks for colours, which would stand within a sentence.
-            "ANSIBLE_FORCE_COLOR": "false",
-            "ANSIBLE_NOCOLOR": "true",
             **environment,
         },
         capture_output=True,
