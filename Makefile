@@ -94,6 +94,8 @@ docs: .venv/installed ## write the variables into each role's README, from its s
 lock: .venv/installed ## write the hash-locked requirements anew from the .in files
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 --generate-hashes \
 	  --no-header --no-annotate requirements.in -o requirements.txt
+	$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-header --no-annotate tests/newest/requirements.in -o tests/newest/requirements.txt
 	cd files/server && $(UV_SERVER) requirements.in -o requirements.txt --torch-backend cpu --no-emit-package torch
 	cd files/server && $(UV_SERVER) requirements-dev.in -o requirements-dev.txt
 	PATH="$(CURDIR)/$(SERVER_BIN):$$PATH" npm install --prefix tests/server/oauth --package-lock-only --ignore-scripts

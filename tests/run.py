@@ -94,6 +94,12 @@ STAGES = (
         settings=(("T2V_FAULT_ROUNDS", "100"),),
     ),
     Stage(
+        "the site on the newest ansible-core",
+        (PYTHON, "-m", "pytest", "tests/lab/test_newest_core.py"),
+        root=True,
+        slow=True,
+    ),
+    Stage(
         "machines of every kind: vm with NFS, Python 2.7",
         (PYTHON, "-m", "pytest", "tests/lab/test_kinds.py"),
         root=True,
