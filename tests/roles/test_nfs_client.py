@@ -43,7 +43,7 @@ def reboot(machines: Machines, host: str) -> None:
     """As an operator does; ends when the host lets us in again."""
     before = boot_of(machines, host)
     machines.lab("ssh", host, "systemctl reboot", check=False)
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while boot_of(machines, host) in (b"", before):
         assert time.monotonic() < deadline, f"{host} did not come back"
         time.sleep(1)
@@ -54,7 +54,7 @@ def records(machines: Machines) -> int:
 
 
 def wait_for_records(machines: Machines, number: int) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 480
     while records(machines) < number:
         assert time.monotonic() < deadline, f"the writer stands at {records(machines)}"
         time.sleep(1)
@@ -163,7 +163,7 @@ def test_a_boot_without_the_server_waits_for_it_and_lets_us_in_meanwhile(
     assert machines.ssh("worker1", nothing) == b""
     assert "Permission denied" in refused(machines, "worker1", f"{SERVICE} touch {SHARE}/lost")
     machines.power("on", "nfs-server")
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 360
     while not machines.ssh("worker1", "ls /var/tmp/engine 2>/dev/null; true"):
         assert time.monotonic() < deadline, "the share was not mounted"
         time.sleep(1)

@@ -133,7 +133,7 @@ def test_after_a_reboot_an_open_file_is_read_on(mounted: Machines) -> None:
     )
     before = boot_of(mounted, "nfs-server")
     mounted.lab("ssh", "nfs-server", "systemctl reboot", check=False)
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while boot_of(mounted, "nfs-server") in (b"", before):
         assert time.monotonic() < deadline, "nfs-server did not come back"
         time.sleep(1)
