@@ -29,7 +29,7 @@ class Machines:
             env={**os.environ, "PYTHONPATH": "molecule"},
             capture_output=True,
             check=check,
-            timeout=580,
+            timeout=600,
         )
 
     def power(self, state: str, host: str) -> None:

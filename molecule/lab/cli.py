@@ -190,7 +190,7 @@ def _power(options: argparse.Namespace) -> int:
         machine.pull_plug(paths, host.name)
     else:
         machine.power_on(paths, host.name)
-        machine.wait_for_ssh(paths, [host], 300)
+        machine.wait_for_ssh(paths, [host], 580)
     return 0
 
 

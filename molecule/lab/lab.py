@@ -38,7 +38,7 @@ _PROGRAMS = {
 _VM_PROGRAMS = {"qemu-system-x86_64": "qemu-system-x86"}
 _FREE_GIB = 12
 _FREE_GIB_BUILT = 2
-_BOOT_SECONDS = {"debian12": 60.0, "py27": 60.0, "vm": 300.0, "py27-vm": 300.0}
+_BOOT_SECONDS = {"debian12": 60.0, "py27": 60.0, "vm": 600.0, "py27-vm": 600.0}
 
 
 @contextmanager
