@@ -282,9 +282,11 @@ def _registry(stack: Stack) -> str:
 def _edge(stack: Stack) -> str:
     port, exporter = free_port(), free_port()
     config = stack.folder / "nginx.conf"
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")  # for root alone by default
+    temporary = "".join(f"{kind}_temp_path {stack.folder}/nginx-{kind};" for kind in kinds)
     config.write_text(
         f"daemon off; pid {stack.folder}/nginx.pid; error_log stderr;\nevents {{}}\n"
-        f"http {{ access_log off; server {{ listen 127.0.0.1:{port};\n"
+        f"http {{ access_log off; {temporary}\n server {{ listen 127.0.0.1:{port};\n"
         "  location = /status { stub_status; } } }\n"
     )
     stack.start("nginx", "nginx", "-p", stack.folder, "-e", "stderr", "-c", config)

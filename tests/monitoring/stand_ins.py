@@ -10,16 +10,15 @@ import math
 import time
 from collections.abc import Iterable
 
-# Metrics that come from here, by how their names begin, and why.
+# What in an expression comes from here, and why.
 REASONS = {
     "DCGM_": "no GPU",
+    ":dcgm_": "no GPU",
     "kube_": "no cluster",
-    "site:kube_": "no cluster",
-    "instance_gpu:dcgm_": "no GPU",
     "node_nfsd_": "no NFS server in this kernel",
+    'fstype=~"nfs.*"': "no NFS mount",
     "node_systemd_": "systemd does not run here",
     "t2v_certificate_": "no certificates of a site",
-    "instance_path:t2v_certificate_": "no certificates of a site",
 }
 STARTED = time.time()
 

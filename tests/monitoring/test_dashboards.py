@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
 import stack
 import stand_ins
 from boards import FILES, Expression, boards, expressions, panels, sent
-from promtool import ROOT, all_rules, metrics_in, parse_errors, program
+from promtool import ROOT, all_rules, metrics_in, parse_errors
+from stack import Stack
 
 UNITS = {
     "none", "short", "s", "bytes", "mbytes", "Bps", "ops", "reqps", "percent", "percentunit",
@@ -122,24 +123,18 @@ def test_a_broken_expression_would_be_seen(tmp_path: Path) -> None:
     assert "parse" in parse_errors([sent("sum(rate(up[$__rate_interval])")], tmp_path)
 
 
-@pytest.fixture(scope="module")
-def known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[set[str]]:
-    """Names of metrics: of programs that run for a moment, of stand-ins, of our own rules."""
-    needed = ("prometheus-node-exporter", "prometheus-redis-exporter", "prometheus-nginx-exporter")
-    for name in ("prometheus", "docker-registry", "nginx", "redis-server", *needed):
-        program(name)
-    folder = tmp_path_factory.mktemp("exporters")
-    with stack.running(folder) as started:
-        started.work()
-        pages = [stack.ask(f"http://{address}/metrics") for address in started.addresses.values()]
-    pages += [stand_ins.dcgm(), stand_ins.kube_state_metrics(), stand_ins.nfs_server()]
+@pytest.fixture(scope="session")
+def known(running: Stack) -> set[str]:
+    """Names of metrics: of the programs that run, of stand-ins, of our own rules."""
+    pages = [stack.ask(f"http://{address}/metrics") for address in running.addresses.values()]
+    pages += [stand_ins.nfs_server()]
     names = {
         re.split(r"[ {]", line)[0]
         for page in pages
         for line in page.splitlines()
         if not line.startswith("#")
     }
-    yield names | {rule.name for rule in all_rules() if not rule.alert} | {"up", "ALERTS"}
+    return names | {rule.name for rule in all_rules() if not rule.alert} | {"up", "ALERTS"}
 
 
 @pytest.mark.parametrize("one", expressions(), ids=lambda one: f"{one.board}: {one.panel}")

@@ -10,11 +10,11 @@ import json
 import os
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-import stack
+
 from boards import Expression, boards, expressions, panels
 from promtool import all_rules, metrics_in
 from stack import Stack
@@ -28,27 +28,6 @@ MACHINE = {
     "NodeMemoryHighUtilization",
     "NodeOutOfMemoryKill",
 }
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The programs, watched for long enough that every rate has its samples."""
-    if missing := stack.missing():
-        sentence = f"not installed, `make test` installs them where it may: {', '.join(missing)}"
-        if os.environ.get("CI"):
-            pytest.fail(sentence)
-        pytest.skip(sentence)
-    with stack.running(tmp_path_factory.mktemp("monitoring")) as started:
-        started.work()
-        time.sleep(3)
-        started.work()
-        until = time.monotonic() + 30
-        while time.monotonic() < until and not started.query(
-            "site:t2v_jobs_completed:increase1h > 0"
-        ):
-            time.sleep(1)
-        time.sleep(3)
-        yield started
 
 
 def test_every_target_is_up(running: Stack) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from promtool import ROOT, RULE_TESTS, RULES, Rule, all_rules, load, metrics_in, promtool
 
 ALERTS = [rule for rule in all_rules() if rule.alert]

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA_VERSION = 37
-# The data source that the role provisions is called so and has this uid. Up to 9.x a variable
-# holds the name, later the uid: one word for both works in each.
-DATASOURCE = "prometheus"
+# Name and uid of the data source that the role provisions.
+DATASOURCE_NAME, DATASOURCE = "Prometheus", "prometheus"
 WIDTH = 24
 Json = dict[str, Any]
 
@@ -131,6 +130,7 @@ def number(
             "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
         },
         defaults={
+            **({"decimals": 0} if unit == "none" else {}),
             "color": {"mode": "thresholds"},
             "thresholds": {"mode": "absolute", "steps": steps},
         },
@@ -169,7 +169,7 @@ def source() -> Json:
         "name": "datasource",
         "label": "Prometheus",
         "query": "prometheus",
-        "current": {"selected": True, "text": DATASOURCE, "value": DATASOURCE},
+        "current": {"selected": True, "text": DATASOURCE_NAME, "value": DATASOURCE},
         "includeAll": False,
         "multi": False,
         "options": [],
@@ -1003,8 +1003,8 @@ def gpu() -> Json:
                     ),
                 ),
                 graph(
-                    "Energy",
-                    "What the GPU has drawn over the last minutes, from its own counter.",
+                    "Power, averaged",
+                    "What the GPU has drawn over the last minutes, from its counter of energy.",
                     "watt",
                     query(
                         "rate(DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION{"
