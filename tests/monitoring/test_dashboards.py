@@ -87,9 +87,9 @@ def test_panels_say_what_they_show(board: dict[str, Any]) -> None:
 def test_data_come_from_the_chosen_source(board: dict[str, Any]) -> None:
     wanted = {"type": "prometheus", "uid": "${datasource}"}
     (source,) = (one for one in board["templating"]["list"] if one["type"] == "datasource")
-    # Provisioned with this name and this uid: versions differ in which of them a variable holds.
     assert (source["name"], source["query"]) == ("datasource", "prometheus")
-    assert source["current"]["value"] == source["current"]["text"] == "prometheus"
+    # Name and uid of the one that the role provisions.
+    assert source["current"] == {"selected": True, "text": "Prometheus", "value": "prometheus"}
     for panel in panels(board):
         assert panel["datasource"] == wanted, panel["title"]
         assert all(target["datasource"] == wanted for target in panel["targets"])
