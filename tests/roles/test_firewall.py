@@ -39,9 +39,7 @@ def listeners(machines: Machines) -> Iterator[None]:
 
 
 def run_playbook(machines: Machines, *options: str) -> str:
-    done = machines.lab("playbook", PLAYBOOK, *options, check=False)
-    # Long sentences are wrapped in the output.
-    return " ".join((done.stdout + done.stderr).decode().split())
+    return machines.play(PLAYBOOK, *options)[1]
 
 
 @pytest.mark.parametrize(
