@@ -275,8 +275,8 @@ def test_wrong_hosts_are_refused(
         (
             "t2v_registry_flavour",
             "quay",
-            "t2v_registry_flavour is 'quay', which is unknown: set it to 'distribution' or 'harbor' in"
-            " inventory/group_vars/all/registry.yml.",
+            "t2v_registry_flavour is 'quay', which is unknown: set it to 'distribution' or"
+            " 'harbor' in inventory/group_vars/all/registry.yml.",
         ),
         (
             "t2v_registry_flavour",
