@@ -275,14 +275,14 @@ def test_wrong_hosts_are_refused(
         (
             "t2v_registry_flavour",
             "quay",
-            "t2v_registry_flavour is 'quay', which is unknown: set it to 'distribution' in"
-            " inventory/group_vars/all/registry.yml.",
+            "t2v_registry_flavour is 'quay', which is unknown: set it to 'distribution' or"
+            " 'harbor' in inventory/group_vars/all/registry.yml.",
         ),
         (
             "t2v_registry_flavour",
             "harbor",
-            "t2v_registry_flavour is 'harbor', which is not built yet in this release: set it to"
-            " 'distribution' in inventory/group_vars/all/registry.yml.",
+            "t2v_registry_flavour is 'harbor', whose installer has no SHA-256: set"
+            " t2v_artifacts.harbor.sha256 in inventory/group_vars/all/artifacts.yml.",
         ),
         (
             "t2v_gpu",
