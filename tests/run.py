@@ -30,6 +30,13 @@ PROGRAMS = {
     "fsfreeze": "util-linux",
     "nmap": "nmap",
     "ssh-audit": "ssh-audit",
+    "promtool": "prometheus",
+    "prometheus-node-exporter": "prometheus-node-exporter",
+    "prometheus-alertmanager": "prometheus-alertmanager",
+    "prometheus-redis-exporter": "prometheus-redis-exporter",
+    "prometheus-nginx-exporter": "prometheus-nginx-exporter",
+    "docker-registry": "docker-registry",
+    "nginx": "nginx-light",
     "sshpass": "sshpass",
 }
 
@@ -76,6 +83,10 @@ def roles() -> tuple[Stage, ...]:
 
 STAGES = (
     Stage("inventory, roles and lab, without machines", (PYTHON, "-m", "pytest", "tests/unit")),
+    Stage(
+        "rules, alerts and dashboards, with a real Prometheus",
+        (PYTHON, "-m", "pytest", "tests/monitoring"),
+    ),
     Stage("the server on loopback", (SERVER_PYTHON, "-m", "pytest", "tests/server")),
     Stage(
         "molecule test -s site: check, converge, idempotence, verify",
