@@ -40,7 +40,7 @@ make_venv() { \
 }; make_venv
 endef
 
-.PHONY: help root up down status ssh playbook serve test test-all lint docs lock clean
+.PHONY: help root up down status ssh playbook serve test test-all lint docs dashboards lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -84,12 +84,16 @@ lint: .venv/installed .venv-server/installed ## ansible-lint, yamllint, ruff, my
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy molecule/lab tests/unit tests/lab tests/site tests/machines.py tests/ports.py tests/run.py
 	MYPYPATH=tests/roles $(BIN)/mypy tests/roles
+	MYPYPATH=tests/monitoring $(BIN)/mypy tests/monitoring roles/grafana/files/dashboards.py
 	$(SERVER_BIN)/ruff check --config files/server/pyproject.toml files/server tests/server
 	$(SERVER_BIN)/ruff format --check --config files/server/pyproject.toml files/server tests/server
 	$(SERVER_BIN)/mypy --config-file files/server/pyproject.toml files/server/t2v_server tests/server
 
 docs: .venv/installed ## write the variables into each role's README, from its specification
 	@for role in roles/*/; do $(BIN)/aar-doc "$$role" markdown; done
+
+dashboards: .venv/installed ## write Grafana's dashboards from roles/grafana/files/dashboards.py
+	$(BIN)/python roles/grafana/files/dashboards.py
 
 lock: .venv/installed ## write the hash-locked requirements anew from the .in files
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 --generate-hashes \
