@@ -5,18 +5,18 @@ import pytest
 from machines import Machines
 from ports import forget, scan
 
-# A host that nothing is open to but what is open to all, a worker, and the master.
+# The host that watches all the others, a worker, and the master.
 OPEN = {
     "prometheus": {
-        "master": {22, 80},
-        "worker1": {22},
-        "worker2": {22},
-        "nfs-server": {22},
-        "harbor": {22, 5001},
-        "ansible": {22},
+        "master": {22, 80, 9100, 9113, 9121},
+        "worker1": {22, 9100, 31080},
+        "worker2": {22, 9100, 31080},
+        "nfs-server": {22, 9100},
+        "harbor": {22, 5001, 5002, 9100},
+        "ansible": {22, 9100},
     },
     "worker1": {"master": {22, 80, 6379}, "worker2": {22}},
-    "master": {"worker1": {22, 31080}, "worker2": {22, 31080}, "prometheus": {22}},
+    "master": {"worker1": {22, 31080}, "worker2": {22, 31080}, "prometheus": {22, 9090, 9093}},
 }
 
 

@@ -303,6 +303,25 @@ def test_wrong_hosts_are_refused(
             " in inventory/group_vars/all/registry.yml.",
         ),
         (
+            "t2v_monitoring_source",
+            "snap",
+            "t2v_monitoring_source is 'snap' for ansible, harbor, master, nfs-server, prometheus,"
+            " worker1, worker2, which is unknown: set it to 'archive' or 'distribution' in"
+            " inventory/group_vars/all/monitoring.yml.",
+        ),
+        (
+            "t2v_monitoring",
+            "maybe",
+            "t2v_monitoring is 'maybe': set it to true or false in"
+            " inventory/group_vars/all/monitoring.yml, or with -e '{\"t2v_monitoring\": false}'.",
+        ),
+        (
+            "t2v_alertmanager_port",
+            "0",
+            "t2v_alertmanager_port is '0', which is not a port: set it to a number from 1 to 65535"
+            " in inventory/group_vars/all/monitoring.yml.",
+        ),
+        (
             "t2v_service_port",
             "http",
             "t2v_service_port is 'http', which is not a port: set it to a number from 1 to 65535"
