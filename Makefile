@@ -84,6 +84,7 @@ lint: .venv/installed .venv-server/installed ## ansible-lint, yamllint, ruff, my
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy molecule/lab tests/unit tests/lab tests/site tests/machines.py tests/ports.py tests/run.py
 	MYPYPATH=tests/roles $(BIN)/mypy tests/roles
+	MYPYPATH=tests/deploy $(BIN)/mypy tests/deploy
 	$(SERVER_BIN)/ruff check --config files/server/pyproject.toml files/server tests/server
 	$(SERVER_BIN)/ruff format --check --config files/server/pyproject.toml files/server tests/server
 	$(SERVER_BIN)/mypy --config-file files/server/pyproject.toml files/server/t2v_server tests/server
