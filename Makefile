@@ -85,6 +85,7 @@ lint: .venv/installed .venv-server/installed ## ansible-lint, yamllint, ruff, my
 	$(BIN)/mypy plugins molecule/lab tests/unit tests/lab tests/site tests/machines.py tests/ports.py tests/run.py
 	MYPYPATH=tests/roles $(BIN)/mypy tests/roles
 	MYPYPATH=tests/monitoring $(BIN)/mypy tests/monitoring roles/grafana/files/dashboards.py
+	MYPYPATH=tests/deploy $(BIN)/mypy tests/deploy
 	$(SERVER_BIN)/ruff check --config files/server/pyproject.toml files/server tests/server
 	$(SERVER_BIN)/ruff format --check --config files/server/pyproject.toml files/server tests/server
 	$(SERVER_BIN)/mypy --config-file files/server/pyproject.toml files/server/t2v_server tests/server
@@ -100,12 +101,14 @@ lock: .venv/installed ## write the hash-locked requirements anew from the .in fi
 	  --no-header --no-annotate requirements.in -o requirements.txt
 	$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-header --no-annotate tests/newest/requirements.in -o tests/newest/requirements.txt
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 --generate-hashes \
+	  --no-header --no-annotate tests/deploy/requirements-checkov.in -o tests/deploy/requirements-checkov.txt
 	cd files/server && $(UV_SERVER) requirements.in -o requirements.txt --torch-backend cpu --no-emit-package torch
 	cd files/server && $(UV_SERVER) requirements-dev.in -o requirements-dev.txt
 	PATH="$(CURDIR)/$(SERVER_BIN):$$PATH" npm install --prefix tests/server/oauth --package-lock-only --ignore-scripts
 
 clean: ## remove what this Makefile installed below this folder
-	rm -rf .venv .venv-server .mypy_cache .ruff_cache .pytest_cache .ansible
+	rm -rf .venv .venv-server .venv-checkov .mypy_cache .ruff_cache .pytest_cache .ansible
 
 # Made anew whenever the lock changes; the stamp comes last, so a killed install is repeated.
 .venv/installed: requirements.txt
@@ -114,6 +117,13 @@ clean: ## remove what this Makefile installed below this folder
 	@.venv/bin/python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || \
 	  { echo "ERROR: $(PYTHON) is $$($(PYTHON) -V 2>&1); set PYTHON to a Python 3.10, 3.11 or 3.12" >&2; exit 1; }
 	@.venv/bin/python $(PIP_INSTALL) -r requirements.txt
+	@touch $@
+
+# Only tests/deploy/test_checkov.py runs it, and makes it where it is not there: 290 MB.
+.venv-checkov/installed: tests/deploy/requirements-checkov.txt
+	@echo "==> Environment of checkov in .venv-checkov (once)"
+	@$(MAKE_VENV) .venv-checkov
+	@.venv-checkov/bin/python $(PIP_INSTALL) -r tests/deploy/requirements-checkov.txt
 	@touch $@
 
 .venv-server/installed: files/server/requirements.txt files/server/requirements-torch-cpu.txt files/server/requirements-dev.txt \

@@ -89,6 +89,13 @@ def test_hosts_and_groups_are_the_documented_ones(site: dict[str, Any]) -> None:
         ("t2v_image_tag", "v1"),
         ("t2v_model", "tiny"),
         ("t2v_service_port", 31080),
+        ("kubernetes_version", "1.28.15"),
+        ("ingress_provider", "nginx"),
+        ("t2v_autoscaler", "hpa"),
+        ("t2v_replicas", 2),
+        ("t2v_replicas_max", 6),
+        ("t2v_gpus", 1),
+        ("t2v_gpu_memory_gib", 16),
     ],
 )
 def test_values_are_the_documented_ones(site: dict[str, Any], name: str, value: object) -> None:
