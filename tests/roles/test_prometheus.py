@@ -86,11 +86,15 @@ def pid(machines: Machines, unit: str, host: str = "prometheus") -> str:
     return machines.ssh(host, f"systemctl show -p MainPID --value {unit}").decode().strip()
 
 
-def play(machines: Machines, playbook: str, *options: str, limit: str = "") -> tuple[int, str]:
+def play(machines: Machines, playbook: str, *options: str) -> tuple[int, str]:
     """Exit status and output, with its lines joined: long sentences are wrapped there."""
-    arguments = [f"{PLAYBOOKS}/{playbook}", *(("--limit", limit) if limit else ()), *options]
-    done = machines.lab("playbook", *arguments, check=False)
+    done = machines.lab("playbook", f"{PLAYBOOKS}/{playbook}", *options, check=False)
     return done.returncode, " ".join((done.stdout + done.stderr).decode().split())
+
+
+def role(machines: Machines, name: str, **variables: object) -> tuple[int, str]:
+    """Run a role again with these variables; a status other than 0 is for the test to judge."""
+    return play(machines, "alone.yml", *extra(role=name, **variables))
 
 
 def extra(**variables: object) -> tuple[str, str]:
@@ -102,12 +106,13 @@ def watched(machines: Machines) -> None:
     wait_for(all_up, "every target is up")
 
 
-@pytest.fixture
+@pytest.fixture(scope="class")
 def as_before(machines: Machines) -> Iterator[None]:
-    """Whatever a test has configured is taken back after it."""
+    """Whatever the tests of a class have configured is taken back after them."""
     yield
-    status, said = play(machines, "alone.yml")
-    assert status == 0, said
+    for name in ("alertmanager", "prometheus"):
+        status, said = role(machines, name)
+        assert status == 0, said
     wait_for(all_up, "every target is up again")
 
 
@@ -120,6 +125,7 @@ class Webhook:
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_POST(self) -> None:
+                assert self.headers["Authorization"] == "Bearer not-for-everybody"
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 for alert in body["alerts"]:
                     alerts.put(alert)
@@ -155,7 +161,7 @@ def test_every_target_is_up_under_the_name_and_group_of_its_host() -> None:
 def test_the_releases_watch_the_same_from_opt(machines: Machines) -> None:
     wait_for(lambda: all_up(ARCHIVE), "every target is up")
     for name in ("prometheus", "alertmanager", "node_exporter"):
-        shown = machines.ssh("worker1", f"cat /opt/{name}/NOTICE; pgrep -ao /opt/{name}/{name}")
+        shown = machines.ssh("worker1", f"cat /opt/{name}/NOTICE; ps -C {name} -o args=")
         assert b"stand-in" in shown and f"/opt/{name}/{name} --".encode() in shown
     users = machines.ssh("worker1", "ps -C prometheus,alertmanager,node_exporter -o user:20=")
     assert set(users.decode().split()) == {"prometheus", "alertmanager", "node-exporter"}
@@ -274,15 +280,15 @@ def test_broken_rules_and_configurations_are_refused_and_the_old_ones_stay(
         pid(machines, "prometheus"),
         machines.ssh("prometheus", f"sha256sum {CONFIG} /etc/alertmanager/alertmanager.yml"),
     )
-    status, said = play(machines, "alone.yml", *extra(prometheus_rule_files=[str(broken)]))
+    status, said = role(machines, "prometheus", prometheus_rule_files=[str(broken)])
     assert status != 0 and "broken.yml" in said and "unclosed left parenthesis" in said, said
 
     jobs = [{"job_name": "wrong", "scrape_every": "1s"}]
-    status, said = play(machines, "alone.yml", *extra(prometheus_extra_jobs=jobs))
+    status, said = role(machines, "prometheus", prometheus_extra_jobs=jobs)
     assert status != 0 and "field scrape_every not found" in said, said
 
     routes = [{"receiver": "nobody"}]
-    status, said = play(machines, "alone.yml", *extra(alertmanager_routes=routes))
+    status, said = role(machines, "alertmanager", alertmanager_routes=routes)
     assert status != 0 and 'undefined receiver "nobody"' in said, said
 
     after = (
@@ -293,23 +299,6 @@ def test_broken_rules_and_configurations_are_refused_and_the_old_ones_stay(
     )
     assert after == before
     assert value("prometheus_config_last_reload_successful")[0][1] == 1
-
-
-def test_a_new_configuration_is_loaded_without_a_restart(
-    machines: Machines, as_before: None
-) -> None:
-    units = ("prometheus", "prometheus-alertmanager")
-    before = [pid(machines, unit) for unit in units]
-    changed = extra(
-        prometheus_external_labels={"site": "elsewhere"}, alertmanager_repeat_interval="5h"
-    )
-    status, said = play(machines, "alone.yml", *changed)
-    assert status == 0, said
-    assert "site: elsewhere" in ask("status/config")["yaml"]
-    assert "repeat_interval: 5h" in fetch(f"{ALERTMANAGER}/api/v2/status")
-    assert [pid(machines, unit) for unit in units] == before
-    status, said = play(machines, "alone.yml", *changed)
-    assert status == 0 and "changed=0" in said, said
 
 
 def test_the_check_is_content_or_says_what_is_down_and_why(machines: Machines) -> None:
@@ -330,81 +319,71 @@ def test_the_check_is_content_or_says_what_is_down_and_why(machines: Machines) -
     assert "node of worker2 is not scraped." in said
 
 
-def test_the_check_says_which_rule_has_no_data(
-    machines: Machines, tmp_path: Path, as_before: None
-) -> None:
-    rules = tmp_path / "idle.yml"
-    rules.write_text("groups: [{name: idle, rules: [{record: a:b:c, expr: nothing_at_all}]}]\n")
-    status, said = play(machines, "alone.yml", *extra(prometheus_rule_files=[str(rules)]))
-    assert status == 0, said
-    status, said = play(machines, "check.yml", *extra(prometheus_check_attempts=1))
-    assert status != 0
-    assert "rule a:b:c has no data: nothing matches nothing_at_all" in said, said
+@pytest.mark.usefixtures("as_before")
+class TestChanges:
+    """One after the other, taken back together."""
 
+    def test_a_new_configuration_is_loaded_without_a_restart(
+        self, machines: Machines, tmp_path: Path
+    ) -> None:
+        idle = tmp_path / "idle.yml"
+        idle.write_text("groups: [{name: idle, rules: [{record: a:b:c, expr: nothing_at_all}]}]\n")
+        units = ("prometheus", "prometheus-alertmanager")
+        before = [pid(machines, unit) for unit in units]
+        for name in ("alertmanager", "prometheus"):
+            status, said = role(
+                machines,
+                name,
+                prometheus_external_labels={"site": "elsewhere"},
+                prometheus_rule_files=[str(idle)],
+                alertmanager_repeat_interval="5h",
+            )
+            assert status == 0, said
+        assert "site: elsewhere" in ask("status/config")["yaml"]
+        assert [group["name"] for group in ask("rules")["groups"]] == ["idle"]
+        assert "repeat_interval: 5h" in fetch(f"{ALERTMANAGER}/api/v2/status")
+        assert [pid(machines, unit) for unit in units] == before
 
-def test_with_tls_and_an_account_nobody_else_is_answered(
-    machines: Machines, tmp_path: Path, as_before: None
-) -> None:
-    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 7 -subj /CN=prometheus"
-    command += f" -keyout {tmp_path}/key -out {tmp_path}/crt"
-    command += " -addext subjectAltName=IP:192.168.0.33"
-    subprocess.run(command.split(), check=True, capture_output=True)
-    url = "https://192.168.0.33:9090"
-    status, said = play(
-        machines,
-        "alone.yml",
-        *extra(
+    def test_the_check_says_which_rule_has_no_data(self, machines: Machines) -> None:
+        status, said = play(machines, "check.yml", *extra(prometheus_check_attempts=1))
+        assert status != 0
+        assert "rule a:b:c has no data: nothing matches nothing_at_all" in said, said
+
+    def test_with_tls_and_an_account_nobody_else_is_answered(
+        self, machines: Machines, tmp_path: Path
+    ) -> None:
+        command = "openssl req -x509 -newkey rsa:2048 -nodes -days 7 -subj /CN=prometheus"
+        command += f" -keyout {tmp_path}/key -out {tmp_path}/crt"
+        command += " -addext subjectAltName=IP:192.168.0.33"
+        subprocess.run(command.split(), check=True, capture_output=True)
+        url = "https://192.168.0.33:9090"
+        status, said = role(
+            machines,
+            "prometheus",
             t2v_prometheus_url=url,
             prometheus_tls_certificate=f"{tmp_path}/crt",
             prometheus_tls_key=f"{tmp_path}/key",
             prometheus_tls_ca=f"{tmp_path}/crt",
             prometheus_web_user="grafana",
             prometheus_web_password="secret of the test",
-        ),
-    )
-    assert status == 0, said
-    assert "secret of the test" not in said
-    trusted = ssl.create_default_context(cafile=f"{tmp_path}/crt")
-    with pytest.raises(urllib.error.HTTPError, match="401"):
-        fetch(f"{url}/api/v1/targets", trusted)
-    query = f"{url}/api/v1/query?query=up%7Bjob%3D%22prometheus%22%7D"
-    wait_for(
-        lambda: '"1"]' in fetch(query, trusted, "grafana:secret of the test"),
-        "Prometheus answers itself",
-    )
-
-
-def test_a_cluster_is_asked_with_its_ca_and_token_or_missed_in_a_sentence(
-    machines: Machines, as_before: None
-) -> None:
-    """promtool takes the configuration; that it finds nodes and pods needs an API server."""
-    # The cluster's address is the machine that has none: refused connections are in the log.
-    options = extra(t2v_runtime="kubernetes", prometheus_kubernetes_api="192.168.0.21:6443")
-    status, said = play(machines, "alone.yml", *options)
-    assert status != 0
-    assert "lacks /etc/prometheus/kubernetes/ca.crt and /etc/prometheus/kubernetes/token" in said
-
-    machines.ssh(
-        "prometheus",
-        "mkdir -p /etc/prometheus/kubernetes && cd /etc/prometheus/kubernetes && echo t > token && "
-        "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=ca -keyout /dev/null -out ca.crt",
-    )
-    try:
-        status, said = play(machines, "alone.yml", *options)
-        assert status == 0, said
-        loaded = ask("status/config")["yaml"]
-        for job in ("kubernetes-nodes", "kubernetes-cadvisor", "kube-state-metrics"):
-            assert f"job_name: {job}\n" in loaded
-        assert loaded.count("job_name: wan22-service\n") == 1
-        assert "/api/v1/namespaces/${1}:8080/proxy/metrics" in loaded
-        wait_for(
-            lambda: (
-                b"192.168.0.21:6443" in machines.ssh("prometheus", "journalctl -q -u prometheus")
-            ),
-            "that the API server is not reached is said",
         )
-    finally:
-        machines.ssh("prometheus", "rm -rf /etc/prometheus/kubernetes")
+        assert status == 0, said
+        assert "secret of the test" not in said
+        trusted = ssl.create_default_context(cafile=f"{tmp_path}/crt")
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            fetch(f"{url}/api/v1/targets", trusted)
+        query = f"{url}/api/v1/query?query=up%7Bjob%3D%22prometheus%22%7D"
+        wait_for(
+            lambda: '"1"]' in fetch(query, trusted, "grafana:secret of the test"),
+            "Prometheus answers itself",
+        )
+
+
+def test_a_package_that_cannot_ask_a_cluster_is_refused_in_a_sentence(machines: Machines) -> None:
+    """What is rendered for a cluster is looked at in tests/unit/test_scrape.py."""
+    status, said = role(machines, "prometheus", prometheus_kubernetes=True)
+    assert status != 0
+    assert "built without the discovery of Kubernetes" in said, said
 
 
 def test_all_of_it_comes_back_after_a_power_cut(machines: Machines, unplugged: Machines) -> None:
