@@ -87,6 +87,9 @@ STAGES = (
         "rules, alerts and dashboards, with a real Prometheus",
         (PYTHON, "-m", "pytest", "tests/monitoring"),
     ),
+    Stage(
+        "the deployment's manifests, without a cluster", (PYTHON, "-m", "pytest", "tests/deploy")
+    ),
     Stage("the server on loopback", (SERVER_PYTHON, "-m", "pytest", "tests/server")),
     Stage(
         "molecule test -s site: check, converge, idempotence, verify",
