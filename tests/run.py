@@ -88,7 +88,13 @@ STAGES = (
         (PYTHON, "-m", "pytest", "tests/monitoring"),
     ),
     Stage(
-        "the deployment's manifests, without a cluster", (PYTHON, "-m", "pytest", "tests/deploy")
+        "the deployment's manifests, without a cluster",
+        (PYTHON, "-m", "pytest", "tests/deploy", "--ignore=tests/deploy/test_checkov.py"),
+    ),
+    Stage(
+        "checkov over the deployment's manifests",
+        (PYTHON, "-m", "pytest", "tests/deploy/test_checkov.py"),
+        slow=True,
     ),
     Stage("the server on loopback", (SERVER_PYTHON, "-m", "pytest", "tests/server")),
     Stage(
