@@ -37,9 +37,8 @@ def as_admin(path: str) -> Any:
 
 
 def play(machines: Machines, *options: str) -> str:
-    done = machines.lab("playbook", PLAYBOOK, *options, check=False)
-    said = " ".join((done.stdout + done.stderr).decode().split())
-    assert done.returncode == 0, said
+    status, said = machines.play(PLAYBOOK, *options)
+    assert status == 0, said
     return said
 
 

@@ -86,15 +86,9 @@ def pid(machines: Machines, unit: str, host: str = "prometheus") -> str:
     return machines.ssh(host, f"systemctl show -p MainPID --value {unit}").decode().strip()
 
 
-def play(machines: Machines, playbook: str, *options: str) -> tuple[int, str]:
-    """Exit status and output, with its lines joined: long sentences are wrapped there."""
-    done = machines.lab("playbook", f"{PLAYBOOKS}/{playbook}", *options, check=False)
-    return done.returncode, " ".join((done.stdout + done.stderr).decode().split())
-
-
 def role(machines: Machines, name: str, **variables: object) -> tuple[int, str]:
     """Run a role again with these variables; a status other than 0 is for the test to judge."""
-    return play(machines, "alone.yml", *extra(role=name, **variables))
+    return machines.play(f"{PLAYBOOKS}/alone.yml", *extra(role=name, **variables))
 
 
 def extra(**variables: object) -> tuple[str, str]:
@@ -302,7 +296,9 @@ def test_broken_rules_and_configurations_are_refused_and_the_old_ones_stay(
 
 
 def test_the_check_is_content_or_says_what_is_down_and_why(machines: Machines) -> None:
-    status, said = play(machines, "check.yml", *extra(prometheus_idle_rules=["(?!scenario/)"]))
+    status, said = machines.play(
+        f"{PLAYBOOKS}/check.yml", *extra(prometheus_idle_rules=["(?!scenario/)"])
+    )
     assert status == 0 and "8 targets up, 1 recording rules with data" in said, said
     machines.ssh("master", "systemctl stop prometheus-redis-exporter")
     try:
@@ -310,7 +306,7 @@ def test_the_check_is_content_or_says_what_is_down_and_why(machines: Machines) -
         # A host that Prometheus knows nothing of is missed too.
         expected = ["prometheus", "master", "worker1", "worker2"]
         options = extra(prometheus_check_attempts=1, t2v_monitoring_hosts=expected)
-        status, said = play(machines, "check.yml", *options)
+        status, said = machines.play(f"{PLAYBOOKS}/check.yml", *options)
     finally:
         machines.ssh("master", "systemctl start prometheus-redis-exporter")
     assert status != 0
@@ -345,7 +341,7 @@ class TestChanges:
         assert [pid(machines, unit) for unit in units] == before
 
     def test_the_check_says_which_rule_has_no_data(self, machines: Machines) -> None:
-        status, said = play(machines, "check.yml", *extra(prometheus_check_attempts=1))
+        status, said = machines.play(f"{PLAYBOOKS}/check.yml", *extra(prometheus_check_attempts=1))
         assert status != 0
         assert "rule a:b:c has no data: nothing matches nothing_at_all" in said, said
 
