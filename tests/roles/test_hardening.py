@@ -184,8 +184,6 @@ def test_the_role_refuses_to_lock_out_an_account_that_logs_in_by_password(
             "nfs-server",
             "sshd",
             *("-i", str(site), "-e", f"ansible_user={operator} base_sshd_max_auth_tries=2"),
-            # Mitogen types passwords itself and asks no program for them.
-            ANSIBLE_STRATEGY="ansible.builtin.linear",
             SSH_ASKPASS=askpass["SSH_ASKPASS"],
             SSH_ASKPASS_REQUIRE="force",
             ANSIBLE_SSH_ARGS=(

@@ -56,29 +56,3 @@ def test_a_topic_of_the_base_brings_what_it_needs_and_no_other_topic() -> None:
         "base : Load the names of this distribution",
     ]
     assert all("sudo" in task for _, task in chosen[4:])
-
-
-@pytest.mark.parametrize("installed", [True, False])
-def test_mitogen_is_used_where_it_is_installed_and_not_needed(
-    installed: bool, tmp_path: Path
-) -> None:
-    """Seen by who has started a module: a process of Mitogen's, or one of Ansible's own."""
-    if not installed:
-        (tmp_path / "ansible_mitogen.py").write_text("raise ImportError\n")
-    playbook = tmp_path / "playbook.yml"
-    playbook.write_text(
-        "- {hosts: localhost, gather_facts: false, tasks: [{name: Look, register: parent, "
-        "command: 'sh -c \"ps -o args= $PPID\"'}, {debug: {var: parent.stdout}}]}\n"
-    )
-    done = subprocess.run(
-        [Path(sys.executable).with_name("ansible-playbook"), playbook],
-        cwd=ROOT,
-        env={**os.environ, "ANSIBLE_NOCOLOR": "1", "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    shown = re.search(r"parent.stdout: (.*)", done.stdout)
-    assert shown
-    assert ("mitogen:" in shown.group(1)) == installed
