@@ -280,6 +280,12 @@ def test_wrong_hosts_are_refused(
             " yet in this release: run with -e t2v_runtime=docker.",
         ),
         (
+            "t2v_grafana",
+            True,
+            "t2v_grafana is true, whose package has no SHA-256: set that of"
+            " t2v_artifacts.grafana_deb or grafana_rpm in inventory/group_vars/all/artifacts.yml.",
+        ),
+        (
             "t2v_registry_flavour",
             "quay",
             "t2v_registry_flavour is 'quay', which is unknown: set it to 'distribution' or"
