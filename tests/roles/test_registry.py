@@ -74,7 +74,7 @@ def test_old_tls_is_refused() -> None:
 def test_nothing_else_listens(machines: Machines) -> None:
     listening = machines("harbor").check_output("ss -Hltn").splitlines()
     outside = {line.split()[3] for line in listening if "127.0.0." not in line}
-    assert {address.rsplit(":", 1)[1] for address in outside} == {"22", "5001"}
+    assert {address.rsplit(":", 1)[1] for address in outside} == {"22", "5001", "5002"}
 
 
 def test_passwords_are_nowhere_to_be_read(machines: Machines) -> None:
