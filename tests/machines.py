@@ -32,24 +32,30 @@ class Machines:
             timeout=600,
         )
 
-    def play(self, playbook: str, *options: str) -> tuple[int, str]:
-        """Run a playbook as the scenario does. Returns status and output, folded lines made one.
+    def run_playbook(
+        self, playbook: str, *options: str, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a playbook as the scenario does, whatever comes of it; all output is in ``stdout``.
 
         Not by ``lab playbook``, which holds the lab's lock while it is running us.
         """
         variables = [f"@molecule/{self._scenario}/vars.yml", f"@{self._paths.state}/vars.yml"]
         command = [".venv/bin/ansible-playbook", "-i", "inventory", playbook]
         command += [part for file in variables for part in ("-e", file)]
-        done = subprocess.run(
+        return subprocess.run(
             self.inside([*command, *options]),
             cwd=REPOSITORY,
-            env=dict(lab.environment(self._paths)),
+            env={**lab.environment(self._paths), **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
             timeout=580,
         )
+
+    def play(self, playbook: str, *options: str) -> tuple[int, str]:
+        """The same. Returns status and output, its folded lines made one."""
+        done = self.run_playbook(playbook, *options)
         return done.returncode, " ".join(done.stdout.split())
 
     def power(self, state: str, host: str) -> None:

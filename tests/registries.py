@@ -4,17 +4,16 @@ import base64
 import http.client
 import json
 import os
-import re
 import shlex
 import ssl
 import subprocess
 from dataclasses import dataclass
 
-import pytest
 from testinfra.backend.base import CommandResult
 
 from lab.settings import Paths
 from machines import Machines
+from playbooks import WHOLE, sentences
 
 ADDRESS, PORT = "192.168.0.34", 5001
 REGISTRY = f"{ADDRESS}:{PORT}"
@@ -80,30 +79,14 @@ def make_image(machines: Machines, host: str, name: str) -> None:
     machines(host).check_output(command)
 
 
-def play(machines: Machines, playbook: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    """Run a playbook on the scenario's machines; also while molecule holds the lab."""
-    variables = (
-        f"@molecule/{os.environ['MOLECULE_SCENARIO_NAME']}/vars.yml",
-        f"@{CONTROLLER.parent}/vars.yml",
-    )
-    command = [".venv/bin/ansible-playbook", "-i", "inventory", playbook]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ANSIBLE_CALLBACK_RESULT_FORMAT", "json")
-        return machines.lab(
-            *("run", "--", *command, *(f"-e{one}" for one in variables), *arguments), check=False
-        )
+def play(machines: Machines, playbook: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a playbook on the scenario's machines."""
+    return machines.run_playbook(playbook, *arguments, **WHOLE)
 
 
-def changed(done: subprocess.CompletedProcess[bytes]) -> int:
-    """How many tasks of the playbook changed something."""
-    assert done.returncode == 0, done.stdout.decode()
-    return sum(int(one) for one in re.findall(r"changed=(\d+)", done.stdout.decode()))
-
-
-def sentence(done: subprocess.CompletedProcess[bytes]) -> str:
+def sentence(done: subprocess.CompletedProcess[str]) -> str:
     """The last thing that a playbook told its reader before it stopped, having changed nothing."""
-    said = done.stdout.decode()
-    assert done.returncode != 0, said
-    found = re.findall(r'"msg": (".*")', said)
-    assert found, said
-    return str(json.loads(found[-1]))
+    assert done.returncode != 0, done.stdout
+    found = sentences(done)
+    assert found, done.stdout
+    return found[-1]

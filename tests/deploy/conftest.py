@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,33 +14,17 @@ import pytest
 import yaml
 
 import matrix
+from controller import ROOT, ansible
 
-ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
 
 
 def ansible_playbook(
     *arguments: str, timeout: int = 900, **settings: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run ansible-playbook of the Python that runs the tests, in the repository."""
-    return subprocess.run(
-        [str(Path(sys.executable).with_name("ansible-playbook")), *arguments],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-            "ANSIBLE_NOCOLOR": "1",
-            "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.default",
-            "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
-            "ANSIBLE_LOCALHOST_WARNING": "0",
-            "ANSIBLE_FORKS": str(os.cpu_count()),
-            **settings,
-        },
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    """Run ansible-playbook, on every core."""
+    forks = {"ANSIBLE_FORKS": str(os.cpu_count())}
+    return ansible("ansible-playbook", *arguments, timeout=timeout, **(forks | settings))
 
 
 @dataclass(frozen=True)

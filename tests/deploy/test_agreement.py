@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from conftest import ROOT, Cell, ansible_playbook
+from conftest import Cell, ansible_playbook
+from controller import ROOT
 
 # What differs, and why.
 DIFFERENT = {

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, Cell
+from conftest import Cell
+from controller import ROOT
 
 ENVIRONMENT = ROOT / ".venv-checkov"
 

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 import matrix
-from conftest import ROOT, Cell
+from conftest import Cell
+from controller import ROOT
 
 # Kinds of other projects, which Kubernetes' own schemas do not know: their fields are below.
 FOREIGN = {"ScaledObject", "Gateway", "HTTPRoute"}

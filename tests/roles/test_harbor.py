@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from machines import Machines
+from playbooks import announce, changed
 from registries import (
     CONTROLLER,
     REGISTRY,
     ask,
-    changed,
     docker,
     make_image,
     play,
@@ -38,15 +38,11 @@ PREPARED = f"stat -c %Y.%i {COMPOSE}"
 @pytest.fixture(scope="module", autouse=True)
 def _announcement(request: pytest.FixtureRequest) -> None:
     """The output says what stood in for what."""
-    plugins = request.config.pluginmanager
-    reporter, capture = plugins.getplugin("terminalreporter"), plugins.getplugin("capturemanager")
-    assert reporter is not None
-    assert capture is not None
-    with capture.global_and_fixture_disabled():
-        reporter.write_line(
-            "STAND-IN: Harbor's offline installer, prepare and API (molecule/harbor/stand_in);"
-            " no real Harbor ran"
-        )
+    announce(
+        request,
+        "STAND-IN: Harbor's offline installer, prepare and API (molecule/harbor/stand_in);"
+        " no real Harbor ran",
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -204,7 +200,7 @@ def test_secrets_show_neither_in_the_output_nor_among_processes_nor_in_the_journ
     processes = host.check_output("sort -u /tmp/processes")
     assert "prepare" in processes
     for one in known:
-        assert one not in done.stdout.decode() + done.stderr.decode()
+        assert one not in done.stdout
         assert one not in journal
         assert one not in processes
 

@@ -5,7 +5,6 @@ There is no GPU here: hardware, driver and NVIDIA's packages are stand-ins
 """
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -13,8 +12,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from lab.settings import Paths
 from machines import Machines
+from playbooks import WHOLE, announce, changed, sentences
 
 GPUS = [f"GPU-5eed0000-0000-4000-8000-00000000000{number}" for number in range(2)]
 IMAGE = "sanchuang-t2v/gpu-proof:host"
@@ -30,42 +29,18 @@ SOURCE = (
 @pytest.fixture(scope="module", autouse=True)
 def announcement(request: pytest.FixtureRequest) -> None:
     """The output says what stood in for what."""
-    plugins = request.config.pluginmanager
-    reporter, capture = plugins.getplugin("terminalreporter"), plugins.getplugin("capturemanager")
-    assert reporter is not None
-    assert capture is not None
-    with capture.global_and_fixture_disabled():
-        reporter.write_line(
-            "STAND-IN: two Tesla T4, nvidia-smi, NVIDIA's repository, its runtime and its hook"
-            " (molecule/nvidia_container_toolkit/stand_in); no CUDA ran"
-        )
+    announce(
+        request,
+        "STAND-IN: two Tesla T4, nvidia-smi, NVIDIA's repository, its runtime and its hook"
+        " (molecule/nvidia_container_toolkit/stand_in); no CUDA ran",
+    )
 
 
 def play(
     machines: Machines, *arguments: str, playbook: str = "playbooks/gpu.yml"
-) -> subprocess.CompletedProcess[bytes]:
-    """Run a playbook on the scenario's machines; also while molecule holds the lab."""
-    variables = (
-        f"@molecule/{os.environ['MOLECULE_SCENARIO_NAME']}/vars.yml",
-        f"@{Paths(os.environ['T2V_LAB']).state}/vars.yml",
-    )
-    command = [".venv/bin/ansible-playbook", "-i", "inventory", playbook]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ANSIBLE_CALLBACK_RESULT_FORMAT", "json")
-        return machines.lab(
-            *("run", "--", *command, *(f"-e{one}" for one in variables), *arguments), check=False
-        )
-
-
-def sentences(done: subprocess.CompletedProcess[bytes]) -> list[str]:
-    """What the playbook told its reader."""
-    found = re.findall(r'"msg": (".*")', done.stdout.decode())
-    return [str(json.loads(one)) for one in found]
-
-
-def changed(done: subprocess.CompletedProcess[bytes]) -> int:
-    assert done.returncode == 0, done.stdout.decode()
-    return sum(int(one) for one in re.findall(r"changed=(\d+)", done.stdout.decode()))
+) -> subprocess.CompletedProcess[str]:
+    """Run a playbook on the scenario's machines."""
+    return machines.run_playbook(playbook, *arguments, **WHOLE)
 
 
 def gpus_in_container(machines: Machines, *options: str) -> list[str]:
@@ -115,7 +90,7 @@ def test_container_that_asks_for_none_sees_none(machines: Machines) -> None:
 
 def test_service_s_own_device_request_gets_all_gpus(machines: Machines) -> None:
     done = play(machines, playbook="molecule/nvidia_container_toolkit/service.yml")
-    assert done.returncode == 0, done.stdout.decode()
+    assert done.returncode == 0, done.stdout
     assert re.findall(r"GPU-[\w-]+", sentences(done)[-1]) == GPUS
 
 
@@ -275,7 +250,7 @@ def test_driver_that_cannot_run_the_service_is_refused(
     done = play(machines, "--limit", "worker1")
     assert done.returncode != 0
     assert sentences(done)[-1] == sentence
-    assert "changed=0" in done.stdout.decode()
+    assert "changed=0" in done.stdout
 
 
 def test_hardening_that_would_take_docker_s_gpus_is_refused(machines: Machines) -> None:

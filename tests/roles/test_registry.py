@@ -6,12 +6,12 @@ import time
 import pytest
 
 from machines import Machines
+from playbooks import changed
 from registries import (
     CONTROLLER,
     REGISTRY,
     Answer,
     ask,
-    changed,
     docker,
     make_image,
     play,

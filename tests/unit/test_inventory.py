@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from controller import ROOT, ansible
+
 DOCUMENTED = {
     "master": ("masters", "192.168.0.20"),
     "worker1": ("workers", "192.168.0.21"),
@@ -24,29 +23,6 @@ DOCUMENTED = {
     "prometheus": ("prometheus", "192.168.0.33"),
     "ansible": ("ansible", "192.168.0.30"),
 }
-
-
-def ansible(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run one of Ansible's commands, of the Python that runs the tests, in the repository."""
-    beside = Path(sys.executable).with_name(command)
-    program = str(beside) if beside.exists() else shutil.which(command)
-    assert program, f"{command} is not installed"
-    return subprocess.run(
-        [program, *arguments],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-            "ANSIBLE_NOCOLOR": "1",
-            "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.default",
-            "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
-            "ANSIBLE_LOCALHOST_WARNING": "0",
-        },
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")

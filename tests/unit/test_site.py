@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+from controller import ROOT, ansible
+
 LAYERS = {
     entry["tags"][0]: entry["ansible.builtin.import_playbook"]
     for entry in yaml.safe_load((ROOT / "site.yml").read_text())
@@ -20,20 +17,10 @@ LAYERS = {
 
 def tasks_of(playbook: str, *options: str) -> list[tuple[str, str]]:
     """(play, task) of what would run, without the check of arguments that opens every role."""
-    listed = subprocess.run(
-        [
-            Path(sys.executable).with_name("ansible-playbook"),
-            *("-i", "inventory/", playbook, "--list-tasks", *options),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_LOCALHOST_WARNING": "0"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    ).stdout
+    listed = ansible("ansible-playbook", "-i", "inventory/", playbook, "--list-tasks", *options)
+    assert listed.returncode == 0, listed.stderr
     found, play = [], ""
-    for line in listed.splitlines():
+    for line in listed.stdout.splitlines():
         if heading := re.match(r"  play #\d+ \(.*?\): (.*?)\tTAGS", line):
             play = heading.group(1)
         elif (task := re.match(r"      (.*?)\tTAGS", line)) and "Validating" not in task.group(1):
