@@ -87,10 +87,10 @@ def test_rules_survive_a_reboot_and_a_flush_is_mended(machines: Machines) -> Non
 
 @pytest.mark.parametrize("host", ["master", "harbor"])
 def test_rules_that_lock_the_controller_out_are_taken_back(machines: Machines, host: str) -> None:
-    began = time.monotonic()
     said = run_playbook(machines, "--limit", host, *ELSEWHERE)
     assert "network to t2v_admin_networks in inventory" in said, said
-    while time.monotonic() - began < 90:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
         if machines.lab("ssh", host, "true", check=False).returncode == 0:
             break
         time.sleep(1)
