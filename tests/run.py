@@ -51,7 +51,7 @@ BEGAN = time.monotonic()
 NO_SECOND_TRY_AFTER = 55 * 60
 # A stage that takes longer hangs.
 STAGE_SECONDS = 3600
-# How many stages that may run beside each other do.
+# How many stages run beside each other.
 LANES = 2
 # Scenarios with a stage of their own, or none.
 APART = {"site", "kinds"}
@@ -63,16 +63,29 @@ DAILY = {"firewall", "hardening", "registry", "prometheus", "grafana"}
 class Stage:
     """One command of the run; ``root``: it builds machines; ``slow``: only with --all.
 
-    ``settings`` are added to its environment. ``beside``: it mostly waits for machines, so
-    two of these run at a time; their output comes when each has ended.
+    ``settings`` are added to its environment. ``alone``: it compares this machine before and
+    after; the others run two at a time, and their output comes when each has ended.
     """
 
     title: str
     command: tuple[str, ...]
     root: bool = False
     slow: bool = False
-    beside: bool = False
+    alone: bool = False
     settings: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What is this stage's own: two that run at a time clash in one home of Ansible."""
+        # A short name: ssh's sockets lie below, and their paths have a limit of 108 bytes.
+        name = Path([part for part in self.command if part[:1] != "-"][-1]).stem
+        return {"ANSIBLE_HOME": str(REPOSITORY / ".ansible" / name), **dict(self.settings)}
+
+
+def pytest(python: str, *arguments: str) -> tuple[str, ...]:
+    """A run of pytest that remembers its failures apart from the others."""
+    cache = arguments[0].removesuffix(".py")
+    return (python, "-m", "pytest", "-o", f"cache_dir=.pytest_cache/{cache}", *arguments)
 
 
 def roles() -> tuple[Stage, ...]:
@@ -84,58 +97,54 @@ def roles() -> tuple[Stage, ...]:
             (".venv/bin/molecule", "test", "-s", name),
             root=True,
             slow=name not in DAILY,
-            beside=True,
-            # Molecule installs the collection into Ansible's home: two at a time clash in one.
-            settings=(("ANSIBLE_HOME", str(REPOSITORY / ".ansible" / name)),),
         )
         for name in found
         if name not in APART
     )
 
 
+# The longest first: the last one then does not run on by itself.
 STAGES = (
-    Stage("inventory, roles and lab, without machines", (PYTHON, "-m", "pytest", "tests/unit")),
-    Stage(
-        "rules, alerts and dashboards, with a real Prometheus",
-        (PYTHON, "-m", "pytest", "tests/monitoring"),
-    ),
-    Stage(
-        "the deployment's manifests, without a cluster",
-        (PYTHON, "-m", "pytest", "tests/deploy", "--ignore=tests/deploy/test_checkov.py"),
-    ),
-    Stage(
-        "checkov over the deployment's manifests",
-        (PYTHON, "-m", "pytest", "tests/deploy/test_checkov.py"),
-        slow=True,
-    ),
-    Stage("the server on loopback", (SERVER_PYTHON, "-m", "pytest", "tests/server")),
     Stage(
         "molecule test -s site: check, converge, idempotence, verify",
         (".venv/bin/molecule", "test", "-s", "site"),
         root=True,
     ),
+    Stage("the server on loopback", pytest(SERVER_PYTHON, "tests/server")),
     *roles(),
+    Stage("inventory, roles and lab, without machines", pytest(PYTHON, "tests/unit")),
+    Stage("rules, alerts and dashboards, a real Prometheus", pytest(PYTHON, "tests/monitoring")),
     Stage(
-        "make up and make down", (PYTHON, "-m", "pytest", "tests/lab/test_make_up.py"), root=True
+        "the deployment's manifests, without a cluster",
+        pytest(PYTHON, "tests/deploy", "--ignore=tests/deploy/test_checkov.py"),
     ),
     Stage(
+        "checkov over the deployment's manifests",
+        pytest(PYTHON, "tests/deploy/test_checkov.py"),
+        slow=True,
+    ),
+    Stage("make up and make down", pytest(PYTHON, "tests/lab/test_make_up.py"), True, alone=True),
+    Stage(
         "100 faults into the server with each store",
-        (SERVER_PYTHON, "-m", "pytest", "tests/server/test_faults.py"),
+        pytest(SERVER_PYTHON, "tests/server/test_faults.py"),
         root=True,
         slow=True,
+        alone=True,
         settings=(("T2V_FAULT_ROUNDS", "100"),),
     ),
     Stage(
         "the site on the newest ansible-core",
-        (PYTHON, "-m", "pytest", "tests/lab/test_newest_core.py"),
+        pytest(PYTHON, "tests/lab/test_newest_core.py"),
         root=True,
         slow=True,
+        alone=True,
     ),
     Stage(
         "machines of every kind: vm with NFS, Python 2.7",
-        (PYTHON, "-m", "pytest", "tests/lab/test_kinds.py"),
+        pytest(PYTHON, "tests/lab/test_kinds.py"),
         root=True,
         slow=True,
+        alone=True,
     ),
 )
 
@@ -199,13 +208,13 @@ def again(command: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def attempt(stage: Stage, command: tuple[str, ...], environment: dict[str, str]) -> Result:
-    """Run it; what it prints is passed on, at once or, when it runs beside others, whole."""
+    """Run it; what it prints is passed on, at once or, beside another one, when it has ended."""
     started = time.monotonic()
     lines = []
     with subprocess.Popen(
         command,
         cwd=REPOSITORY,
-        env=environment | dict(stage.settings),
+        env=environment | stage.environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -216,12 +225,12 @@ def attempt(stage: Stage, command: tuple[str, ...], environment: dict[str, str])
         assert process.stdout is not None
         for line in process.stdout:
             lines.append(line)
-            if not stage.beside:
+            if stage.alone:
                 print(line, end="", flush=True)
         status = process.wait()
         watchdog.cancel()
     seconds = time.monotonic() - started
-    if stage.beside:
+    if not stage.alone:
         print(f"\n==> {stage.title}: its output\n{''.join(lines)}", flush=True)
     if status == 0:
         return Result(stage.title, PASSED, seconds)
@@ -243,8 +252,8 @@ def main() -> int:
         environment |= {"COLUMNS": "300", "NO_COLOR": "1", "PY_COLORS": "0", "ANSIBLE_NOCOLOR": "1"}
     install_programs()
     results: list[Result] = []
-    for together, stages in itertools.groupby(STAGES, key=lambda stage: stage.beside):
-        with ThreadPoolExecutor(LANES if together else 1) as pool:
+    for alone, stages in itertools.groupby(STAGES, key=lambda stage: stage.alone):
+        with ThreadPoolExecutor(1 if alone else LANES) as pool:
             run_one = functools.partial(run, environment=environment, slow=options.all)
             results += pool.map(run_one, stages)
     print("\nStages:")
