@@ -10,9 +10,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from t2v_server.profiles import TINY_MODEL, Limits, Profile, VideoParameters, profile_of
+from t2v_server.gpu import smallest_gpu_bytes
+from t2v_server.profiles import (
+    PROFILES,
+    TINY_MODEL,
+    Limits,
+    Profile,
+    VideoParameters,
+    choose_profile,
+)
 
-FROM_MODEL = "the model's"
+FROM_PROFILE = "the profile's"
 FROM_HOST = "the host name"
 NOTHING = "none"
 
@@ -27,20 +35,21 @@ DEFAULTS: Mapping[str, str] = {
     "T2V_ENGINES": "1",
     # The model, and what it generates when a request does not say.
     "T2V_MODEL": "tiny",
+    "T2V_PROFILE": "auto",
     "T2V_DEVICE": "auto",
     "T2V_DTYPE": "auto",
     "T2V_TORCH_THREADS": "auto",
-    "T2V_WIDTH": FROM_MODEL,
-    "T2V_HEIGHT": FROM_MODEL,
-    "T2V_FRAMES": FROM_MODEL,
-    "T2V_STEPS": FROM_MODEL,
-    "T2V_GUIDANCE_SCALE": FROM_MODEL,
-    "T2V_FLOW_SHIFT": FROM_MODEL,
-    "T2V_FPS": FROM_MODEL,
-    "T2V_MAX_PIXELS": FROM_MODEL,
-    "T2V_MAX_FRAMES": FROM_MODEL,
-    "T2V_MAX_STEPS": FROM_MODEL,
-    "T2V_MAX_PROMPT_CHARS": FROM_MODEL,
+    "T2V_WIDTH": FROM_PROFILE,
+    "T2V_HEIGHT": FROM_PROFILE,
+    "T2V_FRAMES": FROM_PROFILE,
+    "T2V_STEPS": FROM_PROFILE,
+    "T2V_GUIDANCE_SCALE": FROM_PROFILE,
+    "T2V_FLOW_SHIFT": FROM_PROFILE,
+    "T2V_FPS": FROM_PROFILE,
+    "T2V_MAX_PIXELS": FROM_PROFILE,
+    "T2V_MAX_FRAMES": FROM_PROFILE,
+    "T2V_MAX_STEPS": FROM_PROFILE,
+    "T2V_MAX_PROMPT_CHARS": FROM_PROFILE,
     # Jobs.
     "T2V_STORE": "sqlite",
     "T2V_REDIS_PASSWORD_FILE": NOTHING,
@@ -104,6 +113,7 @@ class EngineSettings:
     """What an engine process loads, and on what. ``torch_threads`` None: PyTorch's choice."""
 
     model: str
+    profile: Profile
     device: str
     dtype: str
     torch_threads: int | None
@@ -213,7 +223,9 @@ class Settings:
         """
         read = _Reader(with_file(environ))
         model = read.text("T2V_MODEL")
-        video, limits = read.video_and_limits(profile_of(model))
+        device = read.choice("T2V_DEVICE", DEVICES)
+        profile = read.profile("T2V_PROFILE", model, device)
+        video, limits = read.video_and_limits(profile)
         settings = cls(
             bind=read.bind("T2V_BIND"),
             output_dir=read.absolute_path("T2V_OUTPUT_DIR", "/shared/videos"),
@@ -225,7 +237,8 @@ class Settings:
             sweep_age=read.integer("T2V_SWEEP_AGE", 60, 31_536_000),
             engine=EngineSettings(
                 model=model,
-                device=read.choice("T2V_DEVICE", DEVICES),
+                profile=profile,
+                device=device,
                 dtype=read.dtype("T2V_DTYPE", model),
                 torch_threads=read.integer_or_auto("T2V_TORCH_THREADS", 1, 1024),
             ),
@@ -418,12 +431,16 @@ class _Reader:
         pixels = max(limits.max_pixels, video.width * video.height)
         frames = max(limits.max_frames, video.num_frames)
         steps = max(limits.max_steps, video.num_inference_steps)
+        if profile.schedule is not None:  # then no setting makes another number of steps possible
+            steps = limits.max_steps
         limits = replace(
             limits,
             max_side=max(limits.max_side, video.width, video.height),
             max_pixels=self.integer("T2V_MAX_PIXELS", 1024, 4096 * 4096, pixels),
             max_frames=self.integer("T2V_MAX_FRAMES", 1, 1001, frames),
-            max_steps=self.integer("T2V_MAX_STEPS", 1, 1000, steps),
+            max_steps=self.integer("T2V_MAX_STEPS", 1, 1000, steps)
+            if profile.schedule is None
+            else steps,
             max_prompt_chars=self.integer(
                 "T2V_MAX_PROMPT_CHARS", 1, 20_000, limits.max_prompt_chars
             ),
@@ -434,6 +451,23 @@ class _Reader:
                 "set T2V_WIDTH, T2V_HEIGHT, T2V_FRAMES and T2V_STEPS within T2V_MAX_…."
             )
         return video, limits
+
+    def profile(self, name: str, model: str, device: str) -> Profile:
+        value = self.text(name).lower()
+        if value != "auto" and value not in PROFILES:
+            raise ConfigError(
+                f"{name}={value!r} is not known: set it to {_one_of(('auto', *PROFILES))}."
+            )
+        gpu_bytes = None
+        if value == "auto" and model != TINY_MODEL and device != "cpu":
+            gpu_bytes = smallest_gpu_bytes()
+        try:
+            return choose_profile(None if value == "auto" else value, model, gpu_bytes)
+        except ValueError as error:
+            raise ConfigError(
+                f"{name} is auto, and {error}: set it to {_one_of(tuple(PROFILES))}, "
+                "or T2V_DEVICE to cpu."
+            ) from error
 
     def dtype(self, name: str, model: str) -> str:
         dtype = self.choice(name, DTYPES)

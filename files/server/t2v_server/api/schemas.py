@@ -183,7 +183,8 @@ class RequestRules:
                 "default": video.num_frames,
             },
             "num_inference_steps": {
-                "minimum": 1, "maximum": limits.max_steps, "default": video.num_inference_steps,
+                "minimum": limits.min_steps, "maximum": limits.max_steps,
+                "default": video.num_inference_steps,
             },
             "guidance_scale": {
                 "minimum": 0, "maximum": limits.max_guidance_scale,
@@ -414,6 +415,7 @@ class ModelLimits(BaseModel):
     max_frames: int
     max_steps: int
     max_prompt_chars: int
+    min_steps: int
     max_guidance_scale: float
     max_flow_shift: float
     max_fps: int
