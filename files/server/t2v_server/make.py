@@ -100,7 +100,7 @@ def prepare(settings: Settings, directory: str) -> int:
 
 def check(settings: Settings) -> int:
     """Load the model and make its warm-up video."""
-    from t2v_server.engine.encoding import encode_mp4
+    from t2v_server.engine.encoding import encode_clip
 
     started = time.monotonic()
     generator = _load(settings)
@@ -108,7 +108,8 @@ def check(settings: Settings) -> int:
     generator.begin_memory_peak()
     with tempfile.TemporaryDirectory(prefix="t2v-check-") as directory:
         path = Path(directory) / "check.mp4"
-        encode_mp4(generator.warm_up(settings.video), path, settings.video.fps)
+        video = settings.video
+        encode_clip(generator.warm_up(video), video.num_frames, path, None, video.fps)
         size = path.stat().st_size
     video = settings.video
     print(
@@ -121,7 +122,7 @@ def check(settings: Settings) -> int:
 
 
 def _here(settings: Settings, given: dict[str, str], part: Path, report: Report) -> int:
-    from t2v_server.engine.encoding import encode_mp4
+    from t2v_server.engine.encoding import choose_encoder, encode_clip
 
     wanted = _rules(settings, given)
     generator = _load(settings)
@@ -129,14 +130,22 @@ def _here(settings: Settings, given: dict[str, str], part: Path, report: Report)
     def watch(progress: Progress) -> None:
         report(progress.percent, f"{progress.stage.value} {progress.done}/{progress.total}")
 
-    frames = generator.generate(wanted.parameters, watch)
-    encode_mp4(frames, part, wanted.parameters.video.fps)
+    video = wanted.parameters.video
+    frames = generator.stream(wanted.parameters, watch)
+    encoder = choose_encoder(settings.engine.encoder)
+    encode_clip(frames, video.num_frames, part, None, video.fps, encoder)
     report(100, "done")
     return wanted.parameters.seed
 
 
 def _rules(settings: Settings, given: dict[str, str]) -> Wanted:
-    rules = RequestRules(settings.engine.model, settings.video, settings.limits, reuse=False)
+    rules = RequestRules(
+        settings.engine.model,
+        settings.video,
+        settings.limits,
+        reuse=False,
+        images=settings.engine.profile.images,
+    )
     return rules.read(given, typed=False)
 
 
@@ -168,11 +177,11 @@ def _by_server(
 
 
 def _load(settings: Settings) -> VideoGenerator:
-    from t2v_server.engine.generator import load_generator
+    from t2v_server.engine.generator import load_for
 
     engine = settings.engine
     try:
-        return load_generator(engine.model, engine.device, engine.dtype, engine.torch_threads)
+        return load_for(engine)
     except (OSError, ValueError) as error:
         lines = str(error).strip().splitlines()
         raise ConfigError(
