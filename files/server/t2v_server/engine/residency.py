@@ -6,27 +6,32 @@ the host, which may be mapped from the checkpoint's file, are simply taken again
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from t2v_server.profiles import Residency
+
+Tensors = dict[str, torch.Tensor | None]
 
 
 @dataclass(frozen=True)
 class _Home:
-    """One tensor of a module, and the host's tensor that it is when the module is away."""
+    """Where a tensor is kept in its layer, and what is there while the network is away."""
 
-    tensor: torch.Tensor
+    tensors: Tensors
+    name: str
     host: torch.Tensor
 
 
 class Berth:
     """One network that may come to the device and leave it again."""
 
-    def __init__(self, module: torch.nn.Module, device: str, residency: Residency) -> None:
+    def __init__(self, module: nn.Module, device: str, residency: Residency) -> None:
         """Resident networks come at once and stay; on a CPU there is nowhere to go."""
         self.module = module
         self._device = torch.device(device)
@@ -34,11 +39,6 @@ class Berth:
         self._homes: list[_Home] | None = None
         if not self._staged:
             module.to(self._device)
-
-    @property
-    def staged(self) -> bool:
-        """Whether the network leaves the device when it is not used."""
-        return self._staged
 
     @contextmanager
     def occupied(self) -> Iterator[None]:
@@ -53,19 +53,38 @@ class Berth:
         """Bring the network to the device, if it is not there."""
         if not self._staged or self._homes is not None:
             return
-        homes = list[_Home]()
-        self._homes = homes
-        for tensor in (*self.module.parameters(), *self.module.buffers()):
-            if tensor.device != self._device:
-                homes.append(_Home(tensor, tensor.data))
-                tensor.data = tensor.data.to(self._device, non_blocking=True)
+        homes = self._homes = list[_Home]()
+        moved = dict[int, torch.Tensor]()  # tied weights stay tied
+        for layer in self.module.modules():
+            tables: tuple[Tensors, ...] = (layer._parameters, layer._buffers)  # type: ignore[assignment]
+            for tensors in tables:
+                for name, tensor in tensors.items():
+                    if tensor is None or tensor.device.type == self._device.type:
+                        continue
+                    homes.append(_Home(tensors, name, tensor))
+                    if id(tensor) not in moved:
+                        moved[id(tensor)] = _copy(tensor, self._device)
+                    tensors[name] = moved[id(tensor)]
 
     def leave(self) -> None:
         """Free what the network holds on the device, if it is staged."""
         if self._homes is None:
             return
         for home in self._homes:
-            home.tensor.data = home.host
+            home.tensors[home.name] = home.host
         self._homes = None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _copy(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    state = getattr(tensor, "quant_state", None)
+    if state is not None:
+        # bitsandbytes moves what belongs to a packed weight in place: the host keeps its own.
+        at_home = copy.copy(state)
+        moved = tensor.to(device)
+        tensor.quant_state = at_home  # type: ignore[attr-defined]
+        return moved
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(tensor.data.to(device, non_blocking=True), requires_grad=False)
+    return tensor.to(device, non_blocking=True)
