@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "app": {"api", "config", "jobs", "logs", "metrics", "storage", "__version__"},
     "gunicorn.conf": {"app", "config", "logs", "metrics", "processes", "supervisor"},
     "make": {"api", "client", "config", "engine", "jobs", "profiles"},
-    "doctor": {"api", "config", "jobs", "profiles", "serve", "storage", "__version__"},
+    "doctor": {"api", "config", "gpu", "jobs", "profiles", "serve", "storage", "__version__"},
     "cli": {
         "api", "config", "doctor", "engine", "logs", "make", "serve", "__version__",
     },

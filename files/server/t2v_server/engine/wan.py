@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol, cast
@@ -24,6 +24,7 @@ from t2v_server.engine.fewstep import FewStep
 from t2v_server.engine.pipeline import TextToVideoPipeline, Vae
 from t2v_server.engine.residency import Berth
 from t2v_server.engine.text import MAX_TOKENS, EmbeddingCache
+from t2v_server.engine.tinydecoder import TinyDecoder
 from t2v_server.engine.unipc import FlowUniPC
 from t2v_server.jobs.record import PERCENT_BEFORE, Parameters, Progress, Stage
 from t2v_server.profiles import FRAMES_STEP, Residency
@@ -115,10 +116,14 @@ class WanVideo:
         *,
         residency: Residency = Residency.RESIDENT,
         schedule: tuple[int, ...] | None = None,
+        decoder: TinyDecoder | None = None,
         embeddings: EmbeddingCache | None = None,
         choices: Choices | None = None,
     ) -> None:
-        """``schedule`` is the fixed timesteps of a distilled model."""
+        """``schedule`` is the fixed timesteps of a distilled model.
+
+        ``decoder`` takes the place of the VAE's.
+        """
         self.pipeline = pipeline
         self.choices = choices or Choices()
         self.last = StageSeconds()
@@ -135,6 +140,7 @@ class WanVideo:
         self._text_berth = berth("text_encoder")
         self._transformer_berth = berth("transformer")
         self._vae_berth = berth("vae")
+        self._decoder = None if decoder is None else decoder.to(self._device)
 
     def stream(
         self, parameters: Parameters, watch: Watch, image: Image.Image | None = None
@@ -150,7 +156,7 @@ class WanVideo:
         self.last = StageSeconds()
         try:
             with torch.no_grad():
-                latents = self._denoise(parameters, watch, image)
+                latents = self.denoise(parameters, watch, image)
                 yield from self._decode(latents, parameters.video.num_frames, watch)
         finally:
             self._denoiser.forget()
@@ -187,10 +193,10 @@ class WanVideo:
 
     # Denoising.
 
-    def _denoise(
-        self, parameters: Parameters, watch: Watch, image: Image.Image | None
+    def denoise(
+        self, parameters: Parameters, watch: Watch, image: Image.Image | None = None
     ) -> torch.Tensor:
-        """The finished latents, as the transformer left them."""
+        """The finished latents, as the transformer left them; to be called without gradients."""
         video = parameters.video
         watch(Progress(Stage.PROMPT, 0, 1, PERCENT_BEFORE[Stage.PROMPT]))
         guided = video.guidance_scale > 1 and self._schedule is None
@@ -319,9 +325,13 @@ class WanVideo:
         def begin(index: int) -> None:
             watch(_between(Stage.DECODING, Stage.WRITING, index, total))
 
-        with self._vae_berth.occupied():
+        with nullcontext() if self._decoder else self._vae_berth.occupied():
             started = time.perf_counter()
-            for frames in decode_frames(whole_latents(latents, self._vae), self._vae, begin):
+            if self._decoder:
+                chunks = self._decoder.frames(latents, begin)
+            else:
+                chunks = decode_frames(whole_latents(latents, self._vae), self._vae, begin)
+            for frames in chunks:
                 # Without what whoever takes them does meanwhile.
                 self.last.add(Stage.DECODING, time.perf_counter() - started)
                 yield frames
