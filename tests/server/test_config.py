@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from t2v_server.config import ConfigError, Settings, unknown_variables
-from t2v_server.profiles import TINY, P24G
+from t2v_server.profiles import P24G, TINY
 
 
 def test_the_defaults_are_the_documented_contract() -> None:

@@ -6,6 +6,7 @@ import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -13,12 +14,13 @@ import torch
 from diffusers import WanPipeline
 from numpy.typing import NDArray
 
+from t2v_server.engine.checkpoint import is_local, load
 from t2v_server.engine.encoding import Frames
 from t2v_server.engine.errors import EngineLostError, GenerationError, OutOfMemory
 from t2v_server.engine.pipeline import TextToVideoPipeline, decoder_of
 from t2v_server.engine.tiny import build_tiny_pipeline
 from t2v_server.jobs.record import PERCENT_BEFORE, Parameters, Progress, Stage
-from t2v_server.profiles import FRAMES_STEP, TINY_MODEL, VideoParameters
+from t2v_server.profiles import FRAMES_STEP, TINY_MODEL, Profile, VideoParameters
 
 _DTYPES = {
     "float32": torch.float32,
@@ -159,13 +161,18 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def load_generator(
-    model: str, device: str, dtype: str, torch_threads: int | None, gpu: int = 0
+    model: str,
+    device: str,
+    dtype: str,
+    torch_threads: int | None,
+    gpu: int = 0,
+    profile: Profile | None = None,
 ) -> VideoGenerator:
     """Build or load the pipeline and move it to its device.
 
-    ``model`` is ``tiny``, a directory that ``save_pretrained`` wrote, or a hub id;
-    ``device`` and ``dtype`` may be ``auto``; ``gpu`` chooses among several, around and around.
-    Raises whatever loading raises.
+    ``model`` is ``tiny``, a prepared checkpoint for ``profile``, a directory that
+    ``save_pretrained`` wrote, or a hub id; ``device`` and ``dtype`` may be ``auto``; ``gpu``
+    chooses among several, around and around. Raises whatever loading raises.
     """
     if torch_threads is None and model == TINY_MODEL:
         # Its kernels are too small to share out: threads that wait for each other on busy
@@ -176,10 +183,15 @@ def load_generator(
     device = _resolve_device(device)
     if device == "cuda":
         torch.cuda.set_device(gpu % torch.cuda.device_count())
-    dtype = _resolve_dtype(dtype, device, model)
     if model == TINY_MODEL:
+        dtype = "float32"
         pipeline = build_tiny_pipeline()
+    elif is_local(model):
+        compute = None if dtype == "auto" else _DTYPES[dtype]
+        pipeline, manifest = load(Path(model), device, profile, compute)
+        dtype = dtype if compute is not None else manifest.networks["transformer"].precision
     else:
+        dtype = _resolve_dtype(dtype, device)
         # The VAE stays in float32, as in the model's published example: it costs 1.4 GB
         # and keeps the decoder free of banding.
         pipeline = cast(
@@ -199,10 +211,10 @@ def _resolve_device(device: str) -> str:
     return device
 
 
-def _resolve_dtype(dtype: str, device: str, model: str) -> str:
+def _resolve_dtype(dtype: str, device: str) -> str:
     if dtype != "auto":
         return dtype
-    if device == "cpu" or model == TINY_MODEL:
+    if device == "cpu":
         return "float32"
     # Before Ampere (a T4, say) bfloat16 is emulated and slow.
     return "bfloat16" if torch.cuda.get_device_capability()[0] >= 8 else "float16"

@@ -105,5 +105,5 @@ def _load(settings: Settings, index: int) -> Generator:
 
     engine = settings.engine
     return load_generator(
-        engine.model, engine.device, engine.dtype, engine.torch_threads, gpu=index
+        engine.model, engine.device, engine.dtype, engine.torch_threads, index, engine.profile
     )
