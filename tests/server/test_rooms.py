@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "janitor": {"config", "jobs", "metrics", "storage"},
     "config": {"checkpoint", "gpu", "profiles"},
     "gpu": set[str](),
-    "metrics": set[str](),
+    "metrics": {"profiles"},
     "profiles": set[str](),
     "processes": set[str](),
     "logs": {"config"},

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
+import io
 import json
 import time
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from urllib.parse import urlencode
 
 import pytest
 from harness import Server, probe, wait_for
+from PIL import Image
 
 LONG: dict[str, Any] = {"num_inference_steps": 1000}  # ten seconds or so
 
@@ -75,15 +78,47 @@ def test_forms_carry_every_type(api: Server, kind: str) -> None:
     api.wait_for_job(job["id"])
 
 
-def test_an_image_to_start_from_is_refused_and_not_ignored(api: Server) -> None:
+def form_with(image: bytes) -> tuple[bytes, dict[str, str]]:
     body = (
-        '--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\na\r\n'
-        '--x\r\nContent-Disposition: form-data; name="input_reference"; filename="a.png"\r\n'
-        "Content-Type: image/png\r\n\r\nPNG\r\n--x--\r\n"
+        b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\na\r\n'
+        b'--x\r\nContent-Disposition: form-data; name="input_reference"; filename="a.png"\r\n'
+        b"Content-Type: image/png\r\n\r\n" + image + b"\r\n--x--\r\n"
     )
-    answer = api.request(
-        "POST", "/v1/videos", body, {"Content-Type": "multipart/form-data; boundary=x"}
-    )
+    return body, {"Content-Type": "multipart/form-data; boundary=x"}
+
+
+def test_a_video_begins_with_the_image_that_was_sent(api: Server) -> None:
+    encoded = io.BytesIO()
+    Image.new("RGB", (320, 200), "white").save(encoded, "PNG")
+    image = encoded.getvalue()
+
+    job = api.request("POST", "/v1/videos", *form_with(image)).json()
+    assert job["input_reference"] == hashlib.sha256(image).hexdigest()
+    done = api.wait_for_job(job["id"])
+
+    assert done["status"] == "completed"
+    metadata = json.loads((api.output_dir / f"{job['id']}.json").read_text())
+    assert metadata["parameters"]["input_reference"] == job["input_reference"]
+    # Hidden from whoever lists the directory, and kept under the name of what it is.
+    kept = api.output_dir / f".{job['input_reference']}.reference"
+    assert kept.read_bytes() == image
+
+
+@pytest.mark.parametrize(
+    ("image", "says"),
+    [(b"PNG", "must be a JPEG, PNG or WebP image"), (b"", "must be a JPEG, PNG or WebP image")],
+)
+def test_what_is_no_image_is_refused(api: Server, image: bytes, says: str) -> None:
+    answer = api.request("POST", "/v1/videos", *form_with(image))
+
+    error = answer.json()["error"]
+    assert (answer.status, error["param"]) == (400, "input_reference")
+    assert says in error["message"]
+
+
+def test_an_image_that_is_no_file_is_refused_and_not_ignored(api: Server) -> None:
+    body = json.dumps({"prompt": "a", "input_reference": "https://example.com/a.png"})
+    answer = api.request("POST", "/v1/videos", body, {"Content-Type": "application/json"})
 
     assert (answer.status, answer.json()["error"]["param"]) == (400, "input_reference")
 

@@ -108,8 +108,8 @@ def _add_model(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "check", help="see whether a prepared model is whole, loads and makes a clip"
     )
     check.add_argument("directory", nargs="?", metavar="DIR", help="default: T2V_MODEL")
-    check.add_argument("--quick", action="store_true", help="look at sizes, not at hashes")
     check.add_argument("--files", action="store_true", help="look at its files alone")
+    check.add_argument("--quick", action="store_true", help="at their sizes, not their hashes")
     check.add_argument("--full", action="store_true", help="a clip of the default size")
     check.add_argument("--json", action="store_true", help="say what was found as JSON")
     check.set_defaults(run=_check)

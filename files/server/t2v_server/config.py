@@ -42,6 +42,11 @@ DEFAULTS: Mapping[str, str] = {
     "T2V_DEVICE": "auto",
     "T2V_DTYPE": "auto",
     "T2V_TORCH_THREADS": "auto",
+    "T2V_BLOCK_CACHE": "none",
+    "T2V_BLOCK_CACHE_THRESHOLD": "0.08",
+    "T2V_LORA": NOTHING,
+    "T2V_LORA_SCALE": "1",
+    "T2V_ENCODER": "auto",
     "T2V_WIDTH": FROM_PROFILE,
     "T2V_HEIGHT": FROM_PROFILE,
     "T2V_FRAMES": FROM_PROFILE,
@@ -89,6 +94,8 @@ _NOT_SETTINGS = ("T2V_TOKEN", "T2V_PARENT_PID", "T2V_LISTENER_FD")
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+BLOCK_CACHES = ("none", "first-block", "taylorseer")
+ENCODERS = ("auto", "libx264", "h264_nvenc")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
 SYMMETRIC = ("HS256", "HS384", "HS512")
@@ -120,6 +127,11 @@ class EngineSettings:
     device: str
     dtype: str
     torch_threads: int | None
+    block_cache: str
+    block_cache_threshold: float
+    lora: Path | None
+    lora_scale: float
+    encoder: str
 
 
 @dataclass(frozen=True)
@@ -244,6 +256,11 @@ class Settings:
                 device=device,
                 dtype=read.dtype("T2V_DTYPE", model),
                 torch_threads=read.integer_or_auto("T2V_TORCH_THREADS", 1, 1024),
+                block_cache=read.choice("T2V_BLOCK_CACHE", BLOCK_CACHES),
+                block_cache_threshold=read.number("T2V_BLOCK_CACHE_THRESHOLD", 0.0001, 1, 0.08),
+                lora=read.file("T2V_LORA"),
+                lora_scale=read.number("T2V_LORA_SCALE", -10, 10, 1.0),
+                encoder=read.choice("T2V_ENCODER", ENCODERS),
             ),
             video=video,
             limits=limits,

@@ -136,16 +136,17 @@ def check(options: argparse.Namespace) -> int:
     try:
         if options.directory or is_prepared(Path(model)):
             manifest = read_manifest(Path(model))
-            verify(Path(model), manifest.files, quick=options.quick)
             found |= {"profile": manifest.profile, "files": len(manifest.files)}
-        if not options.files:
+            if options.files:
+                verify(Path(model), manifest.files, quick=options.quick)
+        if not options.files:  # loading verifies
             settings = Settings.from_environ({**os.environ, "T2V_MODEL": model})
             found |= _try_out(settings, full=options.full)
     except CheckpointError as error:
         return _refuse(options, str(error))
     if options.json:
         _say(found)
-    elif options.files:
+    elif options.files and "files" in found:
         print(f"{model} is whole: prepared for {found['profile']}, {found['files']} files")
     else:
         print(
@@ -157,7 +158,7 @@ def check(options: argparse.Namespace) -> int:
 
 
 def _try_out(settings: Settings, *, full: bool) -> dict[str, object]:
-    from t2v_server.engine.encoding import encode_mp4
+    from t2v_server.engine.encoding import encode_clip
 
     video = settings.video
     if not full:
@@ -168,7 +169,7 @@ def _try_out(settings: Settings, *, full: bool) -> dict[str, object]:
     generator.begin_memory_peak()
     with tempfile.TemporaryDirectory(prefix="t2v-check-") as directory:
         path = Path(directory) / "check.mp4"
-        encode_mp4(generator.warm_up(video), path, video.fps)
+        encode_clip(generator.warm_up(video), video.num_frames, path, None, video.fps)
         size = path.stat().st_size
     return {
         "device": generator.device,
@@ -201,7 +202,7 @@ def _refuse(options: argparse.Namespace, sentence: str) -> int:
 
 
 def _here(settings: Settings, given: dict[str, str], part: Path, report: Report) -> int:
-    from t2v_server.engine.encoding import encode_mp4
+    from t2v_server.engine.encoding import choose_encoder, encode_clip
 
     wanted = _rules(settings, given)
     generator = _load(settings)
@@ -209,14 +210,22 @@ def _here(settings: Settings, given: dict[str, str], part: Path, report: Report)
     def watch(progress: Progress) -> None:
         report(progress.percent, f"{progress.stage.value} {progress.done}/{progress.total}")
 
-    frames = generator.generate(wanted.parameters, watch)
-    encode_mp4(frames, part, wanted.parameters.video.fps)
+    video = wanted.parameters.video
+    frames = generator.stream(wanted.parameters, watch)
+    encoder = choose_encoder(settings.engine.encoder)
+    encode_clip(frames, video.num_frames, part, None, video.fps, encoder)
     report(100, "done")
     return wanted.parameters.seed
 
 
 def _rules(settings: Settings, given: dict[str, str]) -> Wanted:
-    rules = RequestRules(settings.engine.model, settings.video, settings.limits, reuse=False)
+    rules = RequestRules(
+        settings.engine.model,
+        settings.video,
+        settings.limits,
+        reuse=False,
+        images=settings.engine.profile.images,
+    )
     return rules.read(given, typed=False)
 
 
@@ -248,13 +257,11 @@ def _by_server(
 
 
 def _load(settings: Settings) -> VideoGenerator:
-    from t2v_server.engine.generator import load_generator
+    from t2v_server.engine.generator import load_for
 
     engine = settings.engine
     try:
-        return load_generator(
-            engine.model, engine.device, engine.dtype, engine.torch_threads, profile=engine.profile
-        )
+        return load_for(engine)
     except CheckpointError:
         raise
     except (OSError, ValueError) as error:

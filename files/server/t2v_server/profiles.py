@@ -181,6 +181,11 @@ class Profile:
     expected: Expected
     gpu_class_bytes: int | None = None
 
+    @property
+    def images(self) -> bool:
+        """Whether a video may begin with an image: weights distilled from text alone cannot."""
+        return self.schedule is None
+
 
 GIB = 1 << 30
 

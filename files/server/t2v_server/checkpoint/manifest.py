@@ -73,10 +73,15 @@ class Manifest:
         """Of all its files."""
         return sum(seal.size for seal in self.files.values())
 
+    @property
+    def digest(self) -> str:
+        """Names its content."""
+        return _digest({"format": FORMAT, **asdict(self)})
+
     def text(self) -> str:
         """As it is written: JSON, with a digest of itself against changes by hand."""
         content = {"format": FORMAT, **asdict(self)}
-        return json.dumps({**content, "digest": _digest(content)}, indent=1, sort_keys=True) + "\n"
+        return json.dumps({**content, "digest": self.digest}, indent=1, sort_keys=True) + "\n"
 
 
 def work_directory(target: Path) -> Path:

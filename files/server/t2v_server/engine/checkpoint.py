@@ -23,10 +23,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderMode
 
 from t2v_server.checkpoint.errors import CheckpointError
 from t2v_server.checkpoint.manifest import PIPELINE, Manifest, is_prepared, read_manifest, verify
-from t2v_server.engine.networks import CLASSES, dtype_of, empty_network
+from t2v_server.engine.networks import CLASSES, empty_network
 from t2v_server.engine.pipeline import TextToVideoPipeline
 from t2v_server.engine.quantised import Int8Linear, Nf4Linear
-from t2v_server.profiles import Precision, Profile
+from t2v_server.profiles import Profile
 
 log = logging.getLogger(__name__)
 
@@ -59,16 +59,13 @@ class Checkpoint:
         verify(directory, manifest.files, quick=quick)
         return cls(directory, manifest)
 
-    def network(self, name: str, device: str, compute: torch.dtype | None = None) -> nn.Module:
+    def network(self, name: str, device: str) -> nn.Module:
         """Load one of ``transformer``, ``text_encoder`` and ``vae`` to ``device``.
-
-        ``compute``: what it is to compute in, where that is not what it was prepared for.
 
         Raises:
             CheckpointError: its files do not fit the network.
         """
         network = empty_network(name, self.directory / name)
-        precision = Precision(self.manifest.networks[name].precision)
         for layer, weights in _layers(self._tensors(name, device)):
             if "packed" in weights:
                 shape = network.get_submodule(layer).get_parameter("weight").shape
@@ -77,10 +74,7 @@ class Checkpoint:
             elif "scale" in weights:
                 _set_module(network, layer, Int8Linear(weights.pop("weight"), weights.pop("scale")))
             for end, tensor in weights.items():
-                weight = f"{layer}.{end}".removeprefix(".")
-                if compute is not None:
-                    tensor = tensor.to(dtype_of(name, network, weight, precision, compute))
-                _assign(network, weight, tensor)
+                _assign(network, f"{layer}.{end}".removeprefix("."), tensor)
         if isinstance(network, UMT5EncoderModel):
             network.tie_weights()
         left = [key for key, one in network.state_dict().items() if one.is_meta]
@@ -88,9 +82,9 @@ class Checkpoint:
             raise CheckpointError(f"{self.directory / name} lacks {left[0]}: prepare it again")
         return network.to(device)  # what is computed and not loaded
 
-    def pipeline(self, device: str, compute: torch.dtype | None = None) -> TextToVideoPipeline:
+    def pipeline(self, device: str) -> TextToVideoPipeline:
         """Load everything to ``device``."""
-        networks = {name: self.network(name, device, compute) for name in CLASSES}
+        networks = {name: self.network(name, device) for name in CLASSES}
         return self.assemble(networks)
 
     def assemble(self, networks: Mapping[str, nn.Module | None]) -> TextToVideoPipeline:
@@ -141,12 +135,12 @@ def is_local(model: str) -> bool:
 
 
 def load(
-    directory: Path,
-    device: str,
-    profile: Profile | None = None,
-    compute: torch.dtype | None = None,
-) -> tuple[TextToVideoPipeline, Manifest]:
+    directory: Path, device: str, profile: Profile | None = None
+) -> tuple[TextToVideoPipeline, str]:
     """Verify a prepared checkpoint and load all of it to ``device``.
+
+    Returns:
+        The pipeline, and a name that no checkpoint of other content has.
 
     Raises:
         CheckpointError: as ``Checkpoint.open`` and ``Checkpoint.network``.
@@ -159,7 +153,7 @@ def load(
         checkpoint.manifest.origin.name,
         checkpoint.manifest.origin.revision[:12],
     )
-    return checkpoint.pipeline(device, compute), checkpoint.manifest
+    return checkpoint.pipeline(device), checkpoint.manifest.digest
 
 
 def _layers(

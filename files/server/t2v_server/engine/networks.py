@@ -150,12 +150,12 @@ def targets_of(
             kept = Kept.INT8 if precision is Precision.INT8 else Kept.NF4
             targets[weight] = Target(weight, shape, kept, compute)
         else:
-            dtype = dtype_of(name, network, weight, precision, compute)
+            dtype = _dtype(name, network, weight, precision, compute)
             targets[weight] = Target(weight, shape, Kept.CAST, dtype)
     return targets
 
 
-def dtype_of(
+def _dtype(
     name: str, network: nn.Module, weight: str, precision: Precision, compute: torch.dtype
 ) -> torch.dtype:
     """Of a weight that is not quantised."""
