@@ -6,10 +6,13 @@ import re
 import socket
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from t2v_server.checkpoint.errors import CheckpointError
+from t2v_server.checkpoint.manifest import read_manifest
 from t2v_server.gpu import smallest_gpu_bytes
 from t2v_server.profiles import (
     PROFILES,
@@ -364,6 +367,14 @@ def _agree(settings: Settings) -> None:
         )
 
 
+def _prepared_for(model: str) -> str | None:
+    """The profile of a prepared checkpoint; of a damaged one the engine says what is wrong."""
+    with suppress(CheckpointError):
+        profile = read_manifest(Path(model)).profile
+        return profile if profile in PROFILES else None
+    return None
+
+
 class _Reader:
     """Takes single values out of an environment; a blank value counts as unset."""
 
@@ -478,6 +489,8 @@ class _Reader:
             raise ConfigError(
                 f"{name}={value!r} is not known: set it to {_one_of(('auto', *PROFILES))}."
             )
+        if value == "auto":
+            value = _prepared_for(model) or value
         gpu_bytes = None
         if value == "auto" and model != TINY_MODEL and device != "cpu":
             gpu_bytes = smallest_gpu_bytes()

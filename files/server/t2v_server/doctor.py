@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from t2v_server import __version__
+from t2v_server.checkpoint.errors import CheckpointError
+from t2v_server.checkpoint.manifest import read_manifest, verify
 from t2v_server.config import ConfigError, Settings, unknown_variables
 from t2v_server.gpu import smallest_gpu_bytes
 from t2v_server.jobs.ids import IdFactory
@@ -205,6 +207,12 @@ def _model(settings: Settings) -> str:
     model = settings.engine.model
     if model == TINY_MODEL:
         return "tiny, which is built in; its videos are noise"
-    if model.startswith(("/", ".")) and not (Path(model) / "model_index.json").is_file():
-        raise _Unfit(f"{model} holds no model_index.json: set T2V_MODEL to a model's directory")
+    directory = Path(model)
+    if model.startswith(("/", ".")) and not (directory / "model_index.json").is_file():
+        try:
+            manifest = read_manifest(directory)
+            verify(directory, manifest.files, quick=True)
+        except CheckpointError as error:
+            raise _Unfit(str(error)) from error
+        return f"{model}, prepared for {manifest.profile} (its sizes; 'model check' does more)"
     return f"{model} (not loaded here: 'model check' does that)"

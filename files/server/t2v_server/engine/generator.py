@@ -14,6 +14,8 @@ import torch
 from diffusers import WanPipeline
 from PIL import Image
 
+from t2v_server.checkpoint.errors import CheckpointError
+from t2v_server.checkpoint.manifest import read_manifest
 from t2v_server.config import EngineSettings
 from t2v_server.engine.acceleration import (
     BlockCache,
@@ -21,6 +23,7 @@ from t2v_server.engine.acceleration import (
     compile_blocks,
     enable_block_cache,
 )
+from t2v_server.engine.checkpoint import is_local, load
 from t2v_server.engine.encoding import Frames
 from t2v_server.engine.errors import EngineLostError, GenerationError, OutOfMemory
 from t2v_server.engine.images import fitted
@@ -37,6 +40,7 @@ from t2v_server.profiles import (
     Decoder,
     Precision,
     Profile,
+    Residency,
     VideoParameters,
 )
 
@@ -187,7 +191,8 @@ def load_generator(
 ) -> VideoGenerator:
     """Build or load the pipeline, move it to its device and tune it for that.
 
-    ``model`` is ``tiny``, a directory that ``save_pretrained`` wrote, or a hub id;
+    ``model`` is ``tiny``, a checkpoint that was prepared for ``profile``, another directory with
+    one, or a hub id;
     ``device`` and ``dtype`` may be ``auto``; ``gpu`` chooses among several, around and around.
     Raises whatever loading raises.
     """
@@ -201,6 +206,8 @@ def load_generator(
     device = _resolve_device(device)
     if device == "cuda":
         torch.cuda.set_device(gpu % torch.cuda.device_count())
+    if is_local(model):
+        dtype = _dtype_of_prepared(dtype, Path(model))
     dtype = _resolve_dtype(dtype, device, model, profile)
     pipeline, revision = _load_pipeline(model, device, dtype, profile)
     pipeline.set_progress_bar_config(disable=True)
@@ -225,6 +232,10 @@ def _load_pipeline(
     """The pipeline, on the host or on the device, and the revision of its weights."""
     if model == TINY_MODEL:
         return build_tiny_pipeline(), TINY_MODEL
+    if is_local(model):
+        # What comes to the device in turns is mapped on the host until then.
+        there = "cpu" if profile.residency is Residency.STAGED else device
+        return load(Path(model), there, profile)
     vae = _WEIGHTS[profile.precisions.vae] if device == "cuda" else torch.float32
     pipeline = cast(
         TextToVideoPipeline,
@@ -272,6 +283,18 @@ def _resolve_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return device
+
+
+def _dtype_of_prepared(dtype: str, directory: Path) -> str:
+    """What a prepared transformer computes in: no setting changes it."""
+    compute = _WEIGHTS[Precision(read_manifest(directory).networks["transformer"].compute)]
+    prepared = next(name for name, one in _DTYPES.items() if one is compute)
+    if dtype not in ("auto", prepared):
+        raise CheckpointError(
+            f"{directory} was prepared to compute in {prepared}, and T2V_DTYPE is {dtype}: "
+            "unset that, or prepare it for another profile"
+        )
+    return prepared
 
 
 def _resolve_dtype(dtype: str, device: str, model: str, profile: Profile) -> str:
