@@ -138,7 +138,8 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--variant", action="append", default=[], choices=("stock", "ours", "few-step", "t4"),
         help="only this one (repeatable)",
     )  # fmt: skip
-    command.add_argument("--measure", help=argparse.SUPPRESS)
+    for mine in ("--measure", "--model"):
+        command.add_argument(mine, help=argparse.SUPPRESS)
     command.set_defaults(run=_bench)
 
 
@@ -213,7 +214,9 @@ def _bench(options: argparse.Namespace) -> int:
 
     output = Path(options.output)
     if options.measure:
-        return bench.measure(options.measure, options.clone, options.steps, output)
+        return bench.measure(
+            options.measure, options.clone, options.steps, output, Path(options.model)
+        )
     return bench.bench(output, options.clone, options.steps, options.variant)
 
 

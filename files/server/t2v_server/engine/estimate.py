@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from t2v_server.engine.denoiser import Denoiser
 from t2v_server.engine.tiny import FULL_SIZES, build_network
-from t2v_server.engine.wan import _BATCHED_TOKENS
+from t2v_server.engine.wan import BATCHED_TOKENS
 from t2v_server.profiles import (
     FRAMES_STEP,
     GIB,
@@ -111,7 +111,7 @@ def _denoising(video: VideoParameters, dtype: torch.dtype, profile: Profile) -> 
     denoiser = Denoiser(cast(Any, _network("transformer", dtype)))
     tokens = latents[0, 0].numel() // 4
     prompts = 2 if profile.guidance else 1
-    batched = prompts == 2 and tokens <= _BATCHED_TOKENS
+    batched = prompts == 2 and tokens <= BATCHED_TOKENS
     whole = 0
     if profile.precisions.transformer.quantised:
         whole = FULL_SIZES.heads * FULL_SIZES.head * FULL_SIZES.hidden * _WHOLE_BYTES

@@ -34,7 +34,7 @@ Watch = Callable[[Progress], None]
 
 # Up to so many tokens one pass over both prompts is faster on a GPU than two; beyond them it
 # fills the GPU either way, and only takes twice the memory.
-_BATCHED_TOKENS = 8192
+BATCHED_TOKENS = 8192
 
 
 class Guidance(StrEnum):
@@ -155,9 +155,8 @@ class WanVideo:
         """
         self.last = StageSeconds()
         try:
-            with torch.no_grad():
-                latents = self.denoise(parameters, watch, image)
-                yield from self._decode(latents, parameters.video.num_frames, watch)
+            latents = self.denoise(parameters, watch, image)
+            yield from self._decode(latents, parameters.video.num_frames, watch)
         finally:
             self._denoiser.forget()
             for berth in (self._text_berth, self._transformer_berth, self._vae_berth):
@@ -193,10 +192,11 @@ class WanVideo:
 
     # Denoising.
 
+    @torch.no_grad()
     def denoise(
         self, parameters: Parameters, watch: Watch, image: Image.Image | None = None
     ) -> torch.Tensor:
-        """The finished latents, as the transformer left them; to be called without gradients."""
+        """The finished latents, as the transformer left them."""
         video = parameters.video
         watch(Progress(Stage.PROMPT, 0, 1, PERCENT_BEFORE[Stage.PROMPT]))
         guided = video.guidance_scale > 1 and self._schedule is None
@@ -214,8 +214,10 @@ class WanVideo:
             predict = self._predictor(embeddings, video.guidance_scale, latents, condition)
             steps = len(sampler.timesteps)
             pace = Pace(self._device)
-            for index, timestep in enumerate(sampler.timesteps):
-                velocity = predict(index, steps, timestep.to(self._device), latents)
+            # All at once: to move one of them would wait for all that is queued.
+            timesteps = sampler.timesteps.to(self._device)
+            for index in range(steps):
+                velocity = predict(index, steps, timesteps[index], latents)
                 latents = sampler.step(velocity, latents)
                 for done in pace.queued(index):
                     watch(_between(Stage.DENOISING, Stage.DECODING, done, steps))
@@ -287,7 +289,7 @@ class WanVideo:
         if choice is not Guidance.AUTO:
             return choice is Guidance.BATCHED
         tokens = latents.shape[2] * latents.shape[3] * latents.shape[4] // 4
-        fits = self._device.type == "cuda" and tokens <= _BATCHED_TOKENS
+        fits = self._device.type == "cuda" and tokens <= BATCHED_TOKENS
         return fits and not self.choices.block_caches
 
     def _times(
@@ -331,7 +333,8 @@ class WanVideo:
                 chunks = self._decoder.frames(latents, begin)
             else:
                 chunks = decode_frames(whole_latents(latents, self._vae), self._vae, begin)
-            for frames in chunks:
+            # Not around the whole: whoever takes the frames is not to run without gradients.
+            while (frames := _next_without_gradients(chunks)) is not None:
                 # Without what whoever takes them does meanwhile.
                 self.last.add(Stage.DECODING, time.perf_counter() - started)
                 yield frames
@@ -385,6 +388,11 @@ class Pace:
         index, event = self._events.pop(0)
         event.synchronize()
         return index + 1
+
+
+@torch.no_grad()
+def _next_without_gradients(chunks: Iterator[Frames]) -> Frames | None:
+    return next(chunks, None)
 
 
 def _between(stage: Stage, following: Stage, done: int, total: int) -> Progress:
