@@ -1,8 +1,9 @@
 """What our pipeline gains over diffusers' own: time of each stage, memory, and what it changes.
 
 Both run in one go, each in a process of its own so that its peak of memory is its own, on the
-same random weights, prompts and seed. With a GPU they are the full-size model, else a clone of
-a size that a CPU can do.
+same random weights, prompts and seed. With a GPU they are the full-size model, made there; else a
+clone of a size that a CPU can do, which diffusers loads as it would be published and we load as it
+was prepared.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from diffusers import WanPipeline
 
 from t2v_server.checkpoint.manifest import is_prepared
 from t2v_server.engine.acceleration import choose_attention, compile_blocks
@@ -38,6 +40,7 @@ from t2v_server.profiles import (
     GIB,
     P80G,
     T4,
+    TINY,
     Compile,
     Profile,
     Residency,
@@ -45,9 +48,10 @@ from t2v_server.profiles import (
 )
 
 STOCK, OURS, FEW_STEP, CAPPED = "stock", "ours", "few-step", "t4"
-_PREPARE = "prepare"  # not measured: what the last one needs
+_PREPARE = "prepare"  # not measured: what those need that load from files
+_PUBLISHED = "published"
 _REQUESTS = 2  # of the second one the negative prompt was seen before
-_MID_VIDEO = VideoParameters(384, 256, 49, 4, 5.0, 5.0, 24)
+_MID_VIDEO = VideoParameters(256, 192, 33, 4, 5.0, 5.0, 24)
 _TINY_VIDEO = VideoParameters(64, 64, 9, 2, 5.0, 5.0, 24)
 _STEPS = 50  # that the goals speak of
 _T4_BYTES = int(14.7 * GIB)
@@ -90,9 +94,11 @@ def bench(directory: Path, clone: str, steps: int | None, variants: Sequence[str
     for name in variants or ([STOCK, OURS, FEW_STEP, CAPPED] if gpu else [STOCK, OURS, FEW_STEP]):
         print(f"{name}: the {clone} clone on {'the GPU' if gpu else 'the CPU'} …", flush=True)
         try:
-            if name == CAPPED and not is_prepared(directory / CAPPED):
-                _in_a_process(_PREPARE, clone, None, directory / CAPPED)
-            measured[name] = _in_a_process(name, clone, steps, directory / CAPPED)
+            if _from_files(name, gpu=gpu) and not is_prepared(
+                directory / clone / _profile(name).name
+            ):
+                _in_a_process(_PREPARE, clone, None, directory / clone, name)
+            measured[name] = _in_a_process(name, clone, steps, directory / clone)
         except RuntimeError as error:
             failed[name] = str(error)
             print(f"  failed: {error}")
@@ -115,13 +121,28 @@ def bench(directory: Path, clone: str, steps: int | None, variants: Sequence[str
     return 1 if failed or any(goal["met"] is False for goal in goals) else 0
 
 
-def _in_a_process(name: str, clone: str, steps: int | None, model: Path) -> Measured:
-    """Measure in a child; ``model`` is where the prepared clone is, or is to be."""
+def _from_files(name: str, *, gpu: bool) -> bool:
+    """Whether the clone is loaded from files: made on a GPU, it would fill a disk for nothing."""
+    return name == CAPPED or not gpu
+
+
+def _profile(name: str) -> Profile:
+    """What the clone is prepared for. In float32 where a CPU computes."""
+    if name == CAPPED:
+        return T4
+    return P80G if torch.cuda.is_available() else TINY
+
+
+def _in_a_process(
+    name: str, clone: str, steps: int | None, models: Path, variant: str = ""
+) -> Measured:
+    """Measure in a child; ``models`` is where the clone's files are, or are to be."""
     with tempfile.TemporaryDirectory(prefix="t2v-bench-") as scratch:
         out = Path(scratch) / "measured.json"
         command = [
             sys.executable, "-m", "t2v_server", "bench",
-            "--measure", name, "--clone", clone, "--output", str(out), "--model", str(model),
+            "--measure", f"{name}:{variant}" if variant else name,
+            "--clone", clone, "--output", str(out), "--model", str(models),
             *([] if steps is None else ["--steps", str(steps)]),
         ]  # fmt: skip
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
@@ -131,10 +152,10 @@ def _in_a_process(name: str, clone: str, steps: int | None, model: Path) -> Meas
         return Measured(**json.loads(out.read_text()))
 
 
-def measure(name: str, clone: str, steps: int | None, out: Path, model: Path) -> int:
+def measure(name: str, clone: str, steps: int | None, out: Path, models: Path) -> int:
     """Be one variant's process: write what was measured to ``out``."""
-    if name == _PREPARE:
-        return _prepare(clone, out, model)
+    if name.startswith(_PREPARE):
+        return _prepare(clone, out, models, name.partition(":")[2])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     video = {"tiny": _TINY_VIDEO, "mid": _MID_VIDEO}.get(clone, P80G.defaults)
     if name == FEW_STEP:
@@ -148,11 +169,13 @@ def measure(name: str, clone: str, steps: int | None, out: Path, model: Path) ->
         torch.cuda.set_per_process_memory_fraction(min(1.0, _T4_BYTES / total))
     started = time.perf_counter()
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    if name == CAPPED:
-        dtype = torch.float16
-        pipe: Any = load(model, "cpu", T4)[0]
+    if not _from_files(name, gpu=device == "cuda"):
+        pipe: Any = build_clone(CLONES[clone], device, dtype)
+    elif name == STOCK:
+        pipe = cast(Any, WanPipeline).from_pretrained(models / _PUBLISHED, dtype=dtype)
     else:
-        pipe = build_clone(CLONES[clone], device, dtype)
+        dtype = torch.float16 if name == CAPPED else dtype
+        pipe = load(models / _profile(name).name, "cpu", _profile(name))[0]
     pipe.set_progress_bar_config(disable=True)
     load_seconds, loaded = time.perf_counter() - started, _host_peak()
     notes = dict[str, str]()
@@ -174,13 +197,20 @@ def measure(name: str, clone: str, steps: int | None, out: Path, model: Path) ->
     return 0
 
 
-def _prepare(clone: str, out: Path, model: Path) -> int:
-    """Make the clone as it would be published, and prepare it as a site does for a T4."""
+def _prepare(clone: str, out: Path, models: Path, variant: str) -> int:
+    """Write the clone as it would be published, and prepare it as a site does."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    with tempfile.TemporaryDirectory(prefix="t2v-bench-", dir=model.parent) as published:
-        cast(Any, build_clone(CLONES[clone], device, dtype)).save_pretrained(published)
-        prepare(Wanted(published, T4, model, "directory", None, None), lambda _line: None)
+    published = models / _PUBLISHED
+    if not (published / "model_index.json").is_file():
+        with tempfile.TemporaryDirectory(prefix="t2v-bench-", dir=models.parent) as part:
+            cast(Any, build_clone(CLONES[clone], device, dtype)).save_pretrained(part)
+            models.mkdir(exist_ok=True)
+            Path(part).rename(published)
+            Path(part).mkdir()
+    profile = _profile(variant)
+    wanted = Wanted(str(published), profile, models / profile.name, "directory", None, None)
+    prepare(wanted, lambda _line: None)
     out.write_text(json.dumps(asdict(Measured(_PREPARE, {}, 0, 0, 0, 0, {}, [], 0, 0))))
     return 0
 
