@@ -73,7 +73,7 @@ serve: .venv-server/installed ## run the server here, without root, with the tin
 	  exec ../../$(SERVER_BIN)/python -m t2v_server serve
 
 bench-engine: export T2V_BENCH_OUTPUT ?= $(STATE)/bench
-bench-engine: .venv-server/installed ## measure the engine beside diffusers: full size on a GPU, else a small clone
+bench-engine: $(if $(T2V_BENCH_PYTHON),,.venv-server/installed) ## measure the engine beside diffusers: full size on a GPU, else a small clone
 	@cd files/server && PYTHONPATH=. $(or $(T2V_BENCH_PYTHON),../../$(SERVER_BIN)/python) \
 	  -m t2v_server bench --output "$$T2V_BENCH_OUTPUT" $(ARGS)
 
