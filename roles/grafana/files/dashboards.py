@@ -400,8 +400,8 @@ def service() -> Json:
                 ),
                 graph(
                     "Generating",
-                    "Time in the pipeline of the jobs of the hour before: text, denoising, VAE; and "
-                    "what the profile expects of its defaults.",
+                    "Time in the pipeline, of the jobs of the hour before: text, denoising, VAE; "
+                    "and what the profile expects of its defaults.",
                     "s",
                     *quantiles("t2v_generation_duration_seconds", SERVERS, "1h"),
                     query(
