@@ -17,7 +17,8 @@ from harness import SERVER_ROOT
 from t2v_server.checkpoint import lock
 from t2v_server.checkpoint.errors import CheckpointError
 from t2v_server.checkpoint.manifest import read_manifest, verify, work_directory
-from t2v_server.engine.prepare import JOURNAL, Wanted, prepare
+from t2v_server.checkpoint.wanted import Wanted
+from t2v_server.engine.prepare import JOURNAL, prepare
 from t2v_server.profiles import T4
 
 SEED = 7
@@ -28,7 +29,8 @@ PREPARER = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from t2v_server.engine.prepare import Wanted, prepare
+from t2v_server.checkpoint.wanted import Wanted
+from t2v_server.engine.prepare import prepare
 from t2v_server.profiles import T4
 torch.set_num_threads(1)
 source, target, kills, seconds, seed = sys.argv[1:]
