@@ -102,6 +102,24 @@ def interrupted(tiny: Path, target: Path, after: int = 4) -> Path:
     return work_directory(target)
 
 
+def test_killed_just_before_it_is_named_it_is_named_by_the_next(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", die)
+        with pytest.raises(Killed):
+            prepare(Wanted(str(tiny), T4, tmp_path / "wan"))
+    assert prepare(Wanted(str(tiny), T4, tmp_path / "wan")).changed
+    assert not (tmp_path / "wan" / JOURNAL).exists()
+    verify(tmp_path / "wan", read_manifest(tmp_path / "wan").files)
+
+
 def test_what_was_damaged_meanwhile_is_made_again(tiny: Path, tmp_path: Path) -> None:
     work = interrupted(tiny, tmp_path / "wan")
     finished = json.loads((work / JOURNAL).read_text())["files"]

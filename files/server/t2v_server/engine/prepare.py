@@ -437,13 +437,14 @@ class _Preparation:
         for path in self._work.glob("*/*.part"):
             path.unlink()
         _write(self._work / MANIFEST, manifest.text().encode())
-        (self._work / JOURNAL).unlink()
         for directory in (*self._work.glob("*/"), self._work):
             _sync(directory)
         with suppress(FileNotFoundError):
             self._target.rmdir()  # an empty one is in nobody's way
         self._work.rename(self._target)
         _sync(self._target.parent)
+        # Last: without it, what is killed just before the renaming would be nobody's.
+        (self._target / JOURNAL).unlink()
         return manifest
 
 
