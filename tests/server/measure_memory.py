@@ -56,9 +56,10 @@ def peaks(work: Callable[[], object]) -> dict[str, float]:
 def main(what: str, source: str, output: str = "", profile: str = "tiny") -> None:
     import torch
     from diffusers import WanPipeline
+    from t2v_server.checkpoint.wanted import Wanted
     from t2v_server.engine.checkpoint import Checkpoint
     from t2v_server.engine.networks import CLASSES, DTYPES
-    from t2v_server.engine.prepare import Wanted, prepare
+    from t2v_server.engine.prepare import prepare
     from t2v_server.engine.tiny import build_tiny_pipeline
     from t2v_server.profiles import PROFILES
 

@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from t2v_server.checkpoint.errors import CheckpointError
 from t2v_server.checkpoint.manifest import MANIFEST, read_manifest, work_directory
+from t2v_server.checkpoint.wanted import Wanted
 from t2v_server.engine.checkpoint import Checkpoint
 from t2v_server.engine.generator import load_generator
 from t2v_server.engine.networks import CLASSES, DTYPES
 from t2v_server.engine.pipeline import TextToVideoPipeline
-from t2v_server.engine.prepare import JOURNAL, Wanted, prepare
+from t2v_server.engine.prepare import JOURNAL, prepare
 from t2v_server.engine.quantised import Int8Linear, Nf4Linear, quantise_int8, quantise_nf4
 from t2v_server.jobs.record import Parameters
 from t2v_server.profiles import P24G, PROFILES, T4, TINY, Precision, Precisions, Profile
@@ -393,7 +394,7 @@ def test_the_commands_prepare_and_check(tiny: Path, videos: Path, tmp_path: Path
     assert f"{share / 'wan'} works on cpu in float16: loaded in " in checked.stdout
     assert "peak memory " in checked.stdout
     flip(share / "wan/vae/config.json", 5)
-    ill = run_program("model", "check", str(share / "wan"), "--json", output_dir=videos)
+    ill = run_program("model", "check", str(share / "wan"), "--files", "--json", output_dir=videos)
     assert ill.returncode == 1
     assert json.loads(ill.stdout)["ok"] is False
     assert ill.stderr.splitlines()[-1].startswith(

@@ -17,7 +17,8 @@ from harness import SERVER_ROOT
 from t2v_server.checkpoint import lock
 from t2v_server.checkpoint.errors import CheckpointError
 from t2v_server.checkpoint.manifest import read_manifest, verify, work_directory
-from t2v_server.engine.prepare import JOURNAL, Wanted, prepare
+from t2v_server.checkpoint.wanted import Wanted
+from t2v_server.engine.prepare import JOURNAL, prepare
 from t2v_server.profiles import T4
 
 SEED = 7
@@ -28,7 +29,8 @@ PREPARER = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from t2v_server.engine.prepare import Wanted, prepare
+from t2v_server.checkpoint.wanted import Wanted
+from t2v_server.engine.prepare import prepare
 from t2v_server.profiles import T4
 torch.set_num_threads(1)
 source, target, kills, seconds, seed = sys.argv[1:]
@@ -98,6 +100,24 @@ def interrupted(tiny: Path, target: Path, after: int = 4) -> Path:
     with pytest.raises(Killed):
         prepare(Wanted(str(tiny), T4, target), tell)
     return work_directory(target)
+
+
+def test_killed_just_before_it_is_named_it_is_named_by_the_next(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", die)
+        with pytest.raises(Killed):
+            prepare(Wanted(str(tiny), T4, tmp_path / "wan"))
+    assert prepare(Wanted(str(tiny), T4, tmp_path / "wan")).changed
+    assert not (tmp_path / "wan" / JOURNAL).exists()
+    verify(tmp_path / "wan", read_manifest(tmp_path / "wan").files)
 
 
 def test_what_was_damaged_meanwhile_is_made_again(tiny: Path, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from hubs import COMMIT, NAME, hub
 from t2v_server.checkpoint import source as sources
 from t2v_server.checkpoint.errors import CheckpointError
 from t2v_server.checkpoint.manifest import read_manifest, verify, work_directory
-from t2v_server.engine.prepare import Prepared, Wanted, prepare
+from t2v_server.checkpoint.wanted import Wanted
+from t2v_server.engine.prepare import Prepared, prepare
 from t2v_server.profiles import T4
 
 KINDS = ("huggingface", "modelscope")

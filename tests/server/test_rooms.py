@@ -16,7 +16,7 @@ PACKAGE = SERVER_ROOT / "t2v_server"
 MAY_IMPORT = {
     "api": {"api", "jobs", "storage", "config", "metrics", "profiles", "__version__"},
     "jobs": {"jobs", "config", "profiles"},
-    "checkpoint": {"checkpoint"},
+    "checkpoint": {"checkpoint", "profiles"},
     "engine": {
         "engine", "checkpoint", "jobs", "storage", "config", "janitor", "metrics", "processes",
         "profiles", "__version__",

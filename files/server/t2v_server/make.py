@@ -84,33 +84,39 @@ def generate(options: argparse.Namespace, settings: Settings | None) -> int:
 
 def prepare(options: argparse.Namespace) -> int:
     """Prepare a model for a profile; returns the exit status."""
-    from t2v_server.engine import prepare as engine
+    from t2v_server.checkpoint.manifest import read_manifest
+    from t2v_server.checkpoint.wanted import Wanted, is_there
 
     started = time.monotonic()
+    target = Path(options.output).absolute()
     try:
-        wanted = engine.Wanted(
-            options.source, PROFILES[options.profile], Path(options.output), options.kind,
-            options.revision, _token(options.token_file),
+        wanted = Wanted(
+            options.source, PROFILES[options.profile], target, options.kind, options.revision,
+            _token(options.token_file),
         )  # fmt: skip
+        changed = not is_there(wanted)
         if options.dry_run:
-            there = engine.is_there(wanted)
             if options.json:
-                _say({"directory": options.output, "changed": not there})
+                _say({"directory": str(target), "changed": changed})
             else:
-                print(f"{options.output} " + ("is there" if there else "would be prepared"))
+                print(f"{target} " + ("would be prepared" if changed else "is there"))
             return 0
-        _interrupt_when_told_to_stop()
-        done = engine.prepare(wanted, lambda line: print(line, file=sys.stderr, flush=True))
+        if changed:
+            from t2v_server.engine import prepare as engine  # imports PyTorch: seconds
+
+            _interrupt_when_told_to_stop()
+            done = engine.prepare(wanted, lambda line: print(line, file=sys.stderr, flush=True))
+            changed = done.changed
+        manifest = read_manifest(target)
     except (CheckpointError, ConfigError) as error:
         return _refuse(options, str(error))
     except OSError as error:
         return _refuse(options, f"{error}: what was finished is kept, run the same command again")
-    manifest = done.manifest
     if options.json:
         _say(
             {
-                "directory": str(done.directory),
-                "changed": done.changed,
+                "directory": str(target),
+                "changed": changed,
                 "profile": manifest.profile,
                 "source": manifest.origin.name,
                 "kind": manifest.origin.kind,
@@ -122,8 +128,8 @@ def prepare(options: argparse.Namespace) -> int:
             }
         )
     else:
-        how = f"prepared in {time.monotonic() - started:.0f} s" if done.changed else "was there"
-        print(f"{done.directory}: {how}, {manifest.bytes / 1e9:.2f} GB; set T2V_MODEL to it")
+        how = f"prepared in {time.monotonic() - started:.0f} s" if changed else "was there"
+        print(f"{target}: {how}, {manifest.bytes / 1e9:.2f} GB; set T2V_MODEL to it")
     return 0
 
 

@@ -26,11 +26,12 @@ import torch
 from diffusers import WanPipeline
 
 from t2v_server.checkpoint.manifest import is_prepared
+from t2v_server.checkpoint.wanted import Wanted
 from t2v_server.engine.acceleration import choose_attention, compile_blocks
 from t2v_server.engine.checkpoint import load
 from t2v_server.engine.encoding import choose_encoder, encode_clip, encode_mp4
 from t2v_server.engine.plot import draw
-from t2v_server.engine.prepare import Wanted, prepare
+from t2v_server.engine.prepare import prepare
 from t2v_server.engine.text import EmbeddingCache
 from t2v_server.engine.tiny import CLONES, TINY_SIZES, build_clone
 from t2v_server.engine.wan import Choices, Guidance, WanVideo

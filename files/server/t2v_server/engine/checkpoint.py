@@ -65,6 +65,8 @@ class Checkpoint:
         Raises:
             CheckpointError: its files do not fit the network.
         """
+        if device == "cuda":  # which safetensors takes for the first one
+            device = f"cuda:{torch.cuda.current_device()}"
         network = empty_network(name, self.directory / name)
         for layer, weights in _layers(self._tensors(name, device)):
             if "packed" in weights:

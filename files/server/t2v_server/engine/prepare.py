@@ -33,15 +33,14 @@ from t2v_server.checkpoint.manifest import (
     Network,
     Origin,
     Seal,
-    is_prepared,
     read_manifest,
     seal_of,
     seals_from,
-    verify,
     work_directory,
 )
 from t2v_server.checkpoint.source import Source, open_source
 from t2v_server.checkpoint.tensors import Header, ShardWriter, Tensor, read_header
+from t2v_server.checkpoint.wanted import Wanted, is_revision, is_there
 from t2v_server.engine.networks import (
     CLASSES,
     DTYPES,
@@ -54,7 +53,6 @@ from t2v_server.engine.networks import (
     targets_of,
 )
 from t2v_server.engine.quantised import quantise_int8, quantise_nf4
-from t2v_server.profiles import Profile
 
 JOURNAL = "journal.json"
 _DOWNLOADS = ".source"
@@ -68,18 +66,6 @@ _LIBRARIES = (
 _TORCH = {name: dtype for dtype, name in NAMES.items()}
 
 Told = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is to be prepared. ``kind``, ``revision`` and ``token`` as of ``open_source``."""
-
-    source: str
-    profile: Profile
-    output: Path
-    kind: str = "auto"
-    revision: str | None = None
-    token: str | None = None
 
 
 @dataclass(frozen=True)
@@ -115,52 +101,6 @@ def prepare(wanted: Wanted, told: Told = lambda _line: None) -> Prepared:
         if is_there(wanted):  # another run finished it while this one began
             return Prepared(target, read_manifest(target), changed=False)
         return Prepared(target, _Preparation(wanted, target, told).run(), changed=True)
-
-
-def is_there(wanted: Wanted) -> bool:
-    """Whether what is wanted is there, whole by its files' sizes.
-
-    Raises:
-        CheckpointError: something else is there, or it is damaged.
-    """
-    target = wanted.output.absolute()
-    if not target.parent.is_dir():
-        raise CheckpointError(f"{target.parent} is no directory: make it first")
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return False
-    if not target.is_dir():
-        raise CheckpointError(f"{target} is a file: name a directory")
-    if not is_prepared(target):
-        raise CheckpointError(
-            f"{target} is not empty and holds no {MANIFEST}, so it is something else's: name "
-            "another directory, or empty this one"
-        )
-    manifest = read_manifest(target)
-    if manifest.profile != wanted.profile.name:
-        raise CheckpointError(
-            f"{target} is prepared for the profile {manifest.profile} and not for "
-            f"{wanted.profile.name}: name another directory, or remove this one"
-        )
-    names = {wanted.source, str(Path(wanted.source).expanduser().absolute())}
-    origin = manifest.origin
-    if origin.name not in names or wanted.kind not in ("auto", origin.kind):
-        raise CheckpointError(
-            f"{target} is prepared from {origin.name} ({origin.kind}) and not from "
-            f"{wanted.source}: name another directory, or remove this one"
-        )
-    if wanted.revision is not None and not _is_revision(wanted.revision, origin.revision):
-        raise CheckpointError(
-            f"{target} is prepared from revision {origin.revision} and not from "
-            f"{wanted.revision}: name another directory, or remove this one"
-        )
-    verify(target, manifest.files, quick=True)
-    return True
-
-
-def _is_revision(wanted: str, found: str) -> bool:
-    """A branch or tag names whatever it was when this was prepared; a commit names itself."""
-    is_commit = len(wanted) >= 7 and all(letter in "0123456789abcdef" for letter in wanted)
-    return not is_commit or found.startswith(wanted)
 
 
 class _Preparation:
@@ -231,7 +171,7 @@ class _Preparation:
         revision = self._wanted.revision
         if journal is not None and journal["identity"]["kind"] == "huggingface":
             pinned = journal["identity"]["revision"]
-            if revision is not None and not _is_revision(revision, pinned):
+            if revision is not None and not is_revision(revision, pinned):
                 raise CheckpointError(
                     f"{self._work} is an interrupted preparation of revision {pinned}, not of "
                     f"{revision}: finish that one, or remove it"
@@ -497,13 +437,14 @@ class _Preparation:
         for path in self._work.glob("*/*.part"):
             path.unlink()
         _write(self._work / MANIFEST, manifest.text().encode())
-        (self._work / JOURNAL).unlink()
         for directory in (*self._work.glob("*/"), self._work):
             _sync(directory)
         with suppress(FileNotFoundError):
             self._target.rmdir()  # an empty one is in nobody's way
         self._work.rename(self._target)
         _sync(self._target.parent)
+        # Last: without it, what is killed just before the renaming would be nobody's.
+        (self._target / JOURNAL).unlink()
         return manifest
 
 
