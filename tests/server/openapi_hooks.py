@@ -1,7 +1,8 @@
-"""What schemathesis cannot read in a schema: bounds on two parameters together.
+"""What schemathesis cannot read in a schema: bounds on two parameters together, and images.
 
-``width * height`` and ``seconds * fps`` are bounded, as the descriptions say, which JSON Schema
-has no words for. Requests that break only those are left to tests of our own.
+``width * height`` and ``seconds * fps`` are bounded, as the descriptions say, and not all bytes
+are an image, which JSON Schema has no words for. Requests that break only those are left to tests
+of our own.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ DEFAULT = {"width": 64, "height": 64, "fps": 24}
 
 @schemathesis.hook
 def filter_case(_context: HookContext, case: Case[Any]) -> bool:
-    """Keep a request unless two of its parameters are too much together."""
+    """Keep a request unless two of its parameters are too much together, or it has an image."""
     for fields in (case.query, case.body):
         if not isinstance(fields, Mapping):
             continue
+        if "input_reference" in fields:
+            return False
         width, height, fps = (_number(fields.get(name), DEFAULT[name]) for name in DEFAULT)
         size = fields.get("size")
         if isinstance(size, str) and size.count("x") == 1:

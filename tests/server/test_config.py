@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from t2v_server.config import ConfigError, Settings, unknown_variables
-from t2v_server.profiles import TINY, WAN22_TI2V_5B
+from t2v_server.profiles import P24G, TINY
 
 
 def test_the_defaults_are_the_documented_contract() -> None:
@@ -34,7 +34,7 @@ def test_threads_exceed_what_can_wait() -> None:
 @pytest.mark.parametrize("model", ["Wan-AI/Wan2.2-TI2V-5B-Diffusers", "/models/wan"])
 def test_any_other_model_gets_the_published_settings_of_the_5b(model: str) -> None:
     video = Settings.from_environ({"T2V_MODEL": model}).video
-    assert video == WAN22_TI2V_5B.defaults
+    assert video == P24G.defaults
     assert (video.width, video.height, video.num_frames) == (1280, 704, 121)
 
 

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -170,11 +170,13 @@ def test_a_thumbnail_is_a_small_jpeg_of_the_middle_frame(tmp_path: Path) -> None
 
 
 def test_frames_that_are_not_numbers_are_refused() -> None:
-    from t2v_server.engine.generator import _to_uint8
+    import torch
+    from t2v_server.engine.decoding import _to_frames
 
     with pytest.raises(GenerationError, match="not finite"):
-        _to_uint8(np.full((1, 2, 2, 3), np.nan, np.float32))
-    assert _to_uint8(np.full((1, 1, 1, 3), 1.0, np.float32)).max() == 255
+        _to_frames(torch.full((1, 3, 1, 2, 2), float("nan")), None)
+    assert _to_frames(torch.full((1, 3, 1, 2, 2), 2.0), None).max() == 255
+    assert _to_frames(torch.full((1, 3, 1, 2, 2), -1.0), None).max() == 0
 
 
 @dataclass
@@ -186,7 +188,12 @@ class FakeGenerator:
     generated: list[str] = field(default_factory=list)
     during: Callable[[str], None] = lambda _prompt: None
 
-    def generate(self, parameters: Parameters, watch: Callable[[Progress], None]) -> Frames:
+    def stream(
+        self,
+        parameters: Parameters,
+        watch: Callable[[Progress], None],
+        image: Path | None = None,
+    ) -> Iterator[Frames]:
         self.generated.append(parameters.prompt)
         self.during(parameters.prompt)
         match parameters.prompt:
@@ -202,10 +209,13 @@ class FakeGenerator:
                 for step in range(100_000):
                     watch(Progress(Stage.DENOISING, step, 100_000, 1))
                     time.sleep(0.01)
-        return np.full((1, 32, 32, 3), parameters.seed, np.uint8)
+        yield np.full((1, 32, 32, 3), parameters.seed, np.uint8)
 
-    def warm_up(self, video: VideoParameters) -> Frames:
-        return np.zeros((1, video.height, video.width, 3), np.uint8)
+    def warm_up(self, video: VideoParameters) -> Iterator[Frames]:
+        yield np.zeros((1, video.height, video.width, 3), np.uint8)
+
+    def stage_seconds(self) -> dict[str, float]:
+        return {"denoising": 0.5}
 
     def begin_memory_peak(self) -> None:
         pass
@@ -230,7 +240,9 @@ class Workshop:
         site = EngineSite(
             name="me/0",
             model="fake",
+            profile="tiny",
             warm_up=TINY.defaults,
+            encoder="libx264",
             max_attempts=3,
             lease=30,
             store=self.store,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from harness import Server
 
+STAGES = ("encoding_prompt", "denoising", "decoding")
 NAMES = [
     "t2v_http_requests_total",
     "t2v_http_request_duration_seconds",
@@ -38,6 +39,9 @@ NAMES = [
     "t2v_model_loaded",
     "t2v_model_load_seconds",
     "t2v_model_info",
+    "t2v_stage_duration_seconds",
+    "t2v_profile_expected_seconds",
+    "t2v_profile_expected_memory_bytes",
     "process_resident_memory_bytes",
 ]
 
@@ -56,6 +60,7 @@ def test_one_generation_counts_once_everywhere(server: Server) -> None:
         ("t2v_queue_wait_seconds_count", {}),
         ("t2v_generation_duration_seconds_count", {}),
         ("t2v_encoding_duration_seconds_count", {}),
+        *(("t2v_stage_duration_seconds_count", {"stage": stage}) for stage in STAGES),
     ]
     before = [server.metric(name, **labels) for name, labels in counted]
     bytes_before = server.metric("t2v_video_bytes_written_total")
@@ -97,7 +102,7 @@ def test_latency_buckets_reach_an_hour(server: Server) -> None:
     text = server.get("/metrics").text
 
     assert 't2v_generation_duration_seconds_bucket{le="3600.0"}' in text
-    assert 't2v_model_info{device="cpu",dtype="float32",model="tiny"} 1.0' in text
+    assert 't2v_model_info{device="cpu",dtype="float32",model="tiny",profile="tiny"} 1.0' in text
 
 
 def test_nothing_is_left_in_flight(server: Server) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
+import io
 import json
 import time
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from urllib.parse import urlencode
 
 import pytest
 from harness import Server, probe, wait_for
+from PIL import Image
 
 LONG: dict[str, Any] = {"num_inference_steps": 1000}  # ten seconds or so
 
@@ -75,17 +78,73 @@ def test_forms_carry_every_type(api: Server, kind: str) -> None:
     api.wait_for_job(job["id"])
 
 
-def test_an_image_to_start_from_is_refused_and_not_ignored(api: Server) -> None:
+def form_with(image: bytes) -> tuple[bytes, dict[str, str]]:
     body = (
-        '--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\na\r\n'
-        '--x\r\nContent-Disposition: form-data; name="input_reference"; filename="a.png"\r\n'
-        "Content-Type: image/png\r\n\r\nPNG\r\n--x--\r\n"
+        b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\na\r\n'
+        b'--x\r\nContent-Disposition: form-data; name="input_reference"; filename="a.png"\r\n'
+        b"Content-Type: image/png\r\n\r\n" + image + b"\r\n--x--\r\n"
     )
-    answer = api.request(
-        "POST", "/v1/videos", body, {"Content-Type": "multipart/form-data; boundary=x"}
-    )
+    return body, {"Content-Type": "multipart/form-data; boundary=x"}
+
+
+def test_a_video_begins_with_the_image_that_was_sent(api: Server) -> None:
+    encoded = io.BytesIO()
+    Image.new("RGB", (320, 200), "white").save(encoded, "PNG")
+    image = encoded.getvalue()
+
+    job = api.request("POST", "/v1/videos", *form_with(image)).json()
+    assert job["input_reference"] == hashlib.sha256(image).hexdigest()
+    done = api.wait_for_job(job["id"])
+
+    assert done["status"] == "completed"
+    metadata = json.loads((api.output_dir / f"{job['id']}.json").read_text())
+    assert metadata["parameters"]["input_reference"] == job["input_reference"]
+    # Hidden from whoever lists the directory, and kept under the name of what it is.
+    kept = api.output_dir / f".{job['input_reference']}.reference"
+    assert kept.read_bytes() == image
+
+
+@pytest.mark.parametrize(
+    ("image", "says"),
+    [(b"PNG", "must be a JPEG, PNG or WebP image"), (b"", "must be a JPEG, PNG or WebP image")],
+)
+def test_what_is_no_image_is_refused(api: Server, image: bytes, says: str) -> None:
+    answer = api.request("POST", "/v1/videos", *form_with(image))
+
+    error = answer.json()["error"]
+    assert (answer.status, error["param"]) == (400, "input_reference")
+    assert says in error["message"]
+
+
+def test_an_image_that_is_no_file_is_refused_and_not_ignored(api: Server) -> None:
+    body = json.dumps({"prompt": "a", "input_reference": "https://example.com/a.png"})
+    answer = api.request("POST", "/v1/videos", body, {"Content-Type": "application/json"})
 
     assert (answer.status, answer.json()["error"]["param"]) == (400, "input_reference")
+
+
+def test_what_may_be_asked_follows_from_the_profile(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    with Server.start(
+        tmp_path / "videos", T2V_PROFILE="t4-turbo",
+        T2V_WIDTH="64", T2V_HEIGHT="64", T2V_FRAMES="5",
+    ) as server:  # fmt: skip
+        server.wait_until_ready()
+        model = server.get("/v1/models").json()["data"][0]
+        assert (model["limits"]["min_steps"], model["limits"]["max_steps"]) == (3, 3)
+        assert model["limits"]["max_guidance_scale"] == 1
+        assert (model["profile"]["name"], model["input_reference"]) == ("t4-turbo", False)
+        assert model["profile"]["quality"].startswith("reduced: ")
+
+        refused = server.post_json("/v1/videos", {"prompt": "a", "num_inference_steps": 50})
+        assert refused.json()["error"]["message"] == "num_inference_steps must be 3, not 50"
+        encoded = io.BytesIO()
+        Image.new("RGB", (64, 64)).save(encoded, "PNG")
+        image = server.request("POST", "/v1/videos", *form_with(encoded.getvalue()))
+        assert (image.status, image.json()["error"]["param"]) == (400, "input_reference")
+        done = server.wait_for_job(server.create("a dog"))
+        assert (done["status"], done["num_inference_steps"]) == ("completed", 3)
+        assert server.metric("t2v_profile_expected_seconds", profile="t4-turbo") == 15
 
 
 def test_ranges_and_etags_of_the_content(api: Server) -> None:

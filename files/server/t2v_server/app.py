@@ -122,8 +122,13 @@ def create_app(settings: Settings | None = None) -> Flask:
     videos = VideoStore(settings.output_dir, settings.instance)
     free_bytes = FreeSpace(videos.free_bytes)
     clients = settings.clients
+    profile = settings.engine.profile
     rules = RequestRules(
-        settings.engine.model, settings.video, settings.limits, reuse=settings.jobs.reuse
+        settings.engine.model,
+        settings.video,
+        settings.limits,
+        reuse=settings.jobs.reuse,
+        images=profile.images,
     )
     statuses = functools.partial(status_of_all, settings.state_dir, settings.engines)
     service = Service(
@@ -152,6 +157,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         metrics,
         version=__version__,
         capacity=settings.jobs.queue_size,
+        profile=profile,
         queue=lambda: _queue_reading(store),
         engines_ready=lambda: sum(status.ready for status in statuses()),
         free_bytes=lambda: _free_bytes(free_bytes),
@@ -171,7 +177,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.register_blueprint(generate_blueprint(service))
     app.register_blueprint(videos_blueprint(service))
     app.register_blueprint(events_blueprint(service, clients.max_streams))
-    app.register_blueprint(models_blueprint(service, settings.video, settings.limits))
+    app.register_blueprint(models_blueprint(service, profile, settings.video, settings.limits))
     app.register_blueprint(health_blueprint(service))
     app.register_blueprint(metrics_blueprint(registry))
     document = functools.cache(lambda: describe(app, rules, authenticated=clients.authenticated))

@@ -8,7 +8,9 @@ import sys
 from collections.abc import Callable, Sequence
 
 from t2v_server import __version__
+from t2v_server.checkpoint.source import KINDS
 from t2v_server.config import ConfigError, Settings, unknown_variables
+from t2v_server.profiles import PROFILES
 
 EXIT_CONFIG = 2
 
@@ -26,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_generate(commands)
     _add_model(commands)
     _add_doctor(commands)
+    _add_bench(commands)
     _add_key(commands)
     engine = commands.add_parser("engine")  # the supervisor's; without help, so not listed
     engine.add_argument("--index", type=int, required=True)
@@ -76,17 +79,68 @@ def _add_model(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     actions = model.add_subparsers(dest="action", required=True, metavar="prepare|check")
     prepare = actions.add_parser(
         "prepare",
-        help="write T2V_MODEL to a directory that a server can load without a network",
+        help="write a model as a profile needs it, for servers to load without a network",
+        description="Writes published weights as a profile needs them: quantised once, verified by "
+        "hashes, loaded straight to the device. An interrupted run goes on when it is repeated.",
     )
-    prepare.add_argument("directory")
+    prepare.add_argument(
+        "--source", required=True, metavar="MODEL", help="OWNER/NAME of a hub, or a directory"
+    )
+    prepare.add_argument("--profile", required=True, choices=tuple(PROFILES))
+    prepare.add_argument(
+        "--output", required=True, metavar="DIR", help="the directory that it becomes"
+    )
+    prepare.add_argument(
+        "--from", dest="kind", choices=("auto", *KINDS), default="auto",
+        help="what MODEL is; auto: a path is a directory, all else huggingface",
+    )  # fmt: skip
+    prepare.add_argument(
+        "--revision", metavar="REV", help="branch, tag or commit of a hub; default: the newest"
+    )
+    prepare.add_argument(
+        "--token-file", metavar="FILE", help="a token of the Hugging Face Hub (or HF_TOKEN)"
+    )
+    prepare.add_argument(
+        "--dry-run", action="store_true", help="say whether anything is to be done, and do nothing"
+    )
+    prepare.add_argument("--json", action="store_true", help="say what was done as JSON")
     prepare.set_defaults(run=_prepare)
-    check = actions.add_parser("check", help="load T2V_MODEL and make its warm-up video")
+    check = actions.add_parser(
+        "check", help="see whether a prepared model is whole, loads and makes a clip"
+    )
+    check.add_argument("directory", nargs="?", metavar="DIR", help="default: T2V_MODEL")
+    check.add_argument("--files", action="store_true", help="look at its files alone")
+    check.add_argument("--quick", action="store_true", help="at their sizes, not their hashes")
+    check.add_argument("--full", action="store_true", help="a clip of the default size")
+    check.add_argument("--json", action="store_true", help="say what was found as JSON")
     check.set_defaults(run=_check)
 
 
 def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command = commands.add_parser("doctor", help="check settings, directories, store and device")
     command.set_defaults(run=_doctor)
+
+
+def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "bench",
+        help="measure our pipeline beside diffusers' own, on random weights",
+        description="Times and peaks of memory of each, and what each optimisation changes; exits "
+        "with 1 if a goal for GPUs is missed.",
+    )
+    command.add_argument("--output", default="bench", help="directory for bench.json and bench.svg")
+    command.add_argument(
+        "--clone", choices=("auto", "tiny", "mid", "full"), default="auto",
+        help="auto: full on a GPU, else mid",
+    )  # fmt: skip
+    command.add_argument("--steps", type=int, help="denoising steps, to be done sooner")
+    command.add_argument(
+        "--variant", action="append", default=[], choices=("stock", "ours", "few-step", "t4"),
+        help="only this one (repeatable)",
+    )  # fmt: skip
+    for mine in ("--measure", "--model"):
+        command.add_argument(mine, help=argparse.SUPPRESS)
+    command.set_defaults(run=_bench)
 
 
 def _add_key(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -138,19 +192,32 @@ def _generate(options: argparse.Namespace) -> int:
 def _prepare(options: argparse.Namespace) -> int:
     from t2v_server import make
 
-    return make.prepare(_settings(), options.directory)
+    return make.prepare(options)
 
 
-def _check(_options: argparse.Namespace) -> int:
+def _check(options: argparse.Namespace) -> int:
     from t2v_server import make
 
-    return make.check(_settings())
+    return make.check(options)
 
 
 def _doctor(_options: argparse.Namespace) -> int:
     from t2v_server.doctor import examine
 
     return examine(os.environ)
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from t2v_server.engine import bench
+
+    output = Path(options.output)
+    if options.measure:
+        return bench.measure(
+            options.measure, options.clone, options.steps, output, Path(options.model)
+        )
+    return bench.bench(output, options.clone, options.steps, options.variant)
 
 
 def _new_key(options: argparse.Namespace) -> int:

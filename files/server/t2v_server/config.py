@@ -6,13 +6,24 @@ import re
 import socket
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from t2v_server.profiles import TINY_MODEL, Limits, Profile, VideoParameters, profile_of
+from t2v_server.checkpoint.errors import CheckpointError
+from t2v_server.checkpoint.manifest import read_manifest
+from t2v_server.gpu import smallest_gpu_bytes
+from t2v_server.profiles import (
+    PROFILES,
+    TINY_MODEL,
+    Limits,
+    Profile,
+    VideoParameters,
+    choose_profile,
+)
 
-FROM_MODEL = "the model's"
+FROM_PROFILE = "the profile's"
 FROM_HOST = "the host name"
 NOTHING = "none"
 
@@ -27,20 +38,27 @@ DEFAULTS: Mapping[str, str] = {
     "T2V_ENGINES": "1",
     # The model, and what it generates when a request does not say.
     "T2V_MODEL": "tiny",
+    "T2V_PROFILE": "auto",
     "T2V_DEVICE": "auto",
     "T2V_DTYPE": "auto",
     "T2V_TORCH_THREADS": "auto",
-    "T2V_WIDTH": FROM_MODEL,
-    "T2V_HEIGHT": FROM_MODEL,
-    "T2V_FRAMES": FROM_MODEL,
-    "T2V_STEPS": FROM_MODEL,
-    "T2V_GUIDANCE_SCALE": FROM_MODEL,
-    "T2V_FLOW_SHIFT": FROM_MODEL,
-    "T2V_FPS": FROM_MODEL,
-    "T2V_MAX_PIXELS": FROM_MODEL,
-    "T2V_MAX_FRAMES": FROM_MODEL,
-    "T2V_MAX_STEPS": FROM_MODEL,
-    "T2V_MAX_PROMPT_CHARS": FROM_MODEL,
+    "T2V_BLOCK_CACHE": "none",
+    "T2V_BLOCK_CACHE_THRESHOLD": "0.08",
+    "T2V_LORA": NOTHING,
+    "T2V_LORA_SCALE": "1",
+    "T2V_TINY_DECODER": NOTHING,
+    "T2V_ENCODER": "auto",
+    "T2V_WIDTH": FROM_PROFILE,
+    "T2V_HEIGHT": FROM_PROFILE,
+    "T2V_FRAMES": FROM_PROFILE,
+    "T2V_STEPS": FROM_PROFILE,
+    "T2V_GUIDANCE_SCALE": FROM_PROFILE,
+    "T2V_FLOW_SHIFT": FROM_PROFILE,
+    "T2V_FPS": FROM_PROFILE,
+    "T2V_MAX_PIXELS": FROM_PROFILE,
+    "T2V_MAX_FRAMES": FROM_PROFILE,
+    "T2V_MAX_STEPS": FROM_PROFILE,
+    "T2V_MAX_PROMPT_CHARS": FROM_PROFILE,
     # Jobs.
     "T2V_STORE": "sqlite",
     "T2V_REDIS_PASSWORD_FILE": NOTHING,
@@ -77,6 +95,8 @@ _NOT_SETTINGS = ("T2V_TOKEN", "T2V_PARENT_PID", "T2V_LISTENER_FD")
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+BLOCK_CACHES = ("none", "first-block", "taylorseer")
+ENCODERS = ("auto", "libx264", "h264_nvenc")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
 SYMMETRIC = ("HS256", "HS384", "HS512")
@@ -104,9 +124,16 @@ class EngineSettings:
     """What an engine process loads, and on what. ``torch_threads`` None: PyTorch's choice."""
 
     model: str
+    profile: Profile
     device: str
     dtype: str
     torch_threads: int | None
+    block_cache: str
+    block_cache_threshold: float
+    lora: Path | None
+    lora_scale: float
+    tiny_decoder: Path | None
+    encoder: str
 
 
 @dataclass(frozen=True)
@@ -213,7 +240,9 @@ class Settings:
         """
         read = _Reader(with_file(environ))
         model = read.text("T2V_MODEL")
-        video, limits = read.video_and_limits(profile_of(model))
+        device = read.choice("T2V_DEVICE", DEVICES)
+        profile = read.profile("T2V_PROFILE", model, device)
+        video, limits = read.video_and_limits(profile)
         settings = cls(
             bind=read.bind("T2V_BIND"),
             output_dir=read.absolute_path("T2V_OUTPUT_DIR", "/shared/videos"),
@@ -225,9 +254,16 @@ class Settings:
             sweep_age=read.integer("T2V_SWEEP_AGE", 60, 31_536_000),
             engine=EngineSettings(
                 model=model,
-                device=read.choice("T2V_DEVICE", DEVICES),
+                profile=profile,
+                device=device,
                 dtype=read.dtype("T2V_DTYPE", model),
                 torch_threads=read.integer_or_auto("T2V_TORCH_THREADS", 1, 1024),
+                block_cache=read.choice("T2V_BLOCK_CACHE", BLOCK_CACHES),
+                block_cache_threshold=read.number("T2V_BLOCK_CACHE_THRESHOLD", 0.0001, 1, 0.08),
+                lora=read.file("T2V_LORA"),
+                lora_scale=read.number("T2V_LORA_SCALE", -10, 10, 1.0),
+                tiny_decoder=read.file("T2V_TINY_DECODER"),
+                encoder=read.choice("T2V_ENCODER", ENCODERS),
             ),
             video=video,
             limits=limits,
@@ -331,6 +367,14 @@ def _agree(settings: Settings) -> None:
         )
 
 
+def _prepared_for(model: str) -> str | None:
+    """The profile of a prepared checkpoint; of a damaged one the engine says what is wrong."""
+    with suppress(CheckpointError):
+        profile = read_manifest(Path(model)).profile
+        return profile if profile in PROFILES else None
+    return None
+
+
 class _Reader:
     """Takes single values out of an environment; a blank value counts as unset."""
 
@@ -418,12 +462,16 @@ class _Reader:
         pixels = max(limits.max_pixels, video.width * video.height)
         frames = max(limits.max_frames, video.num_frames)
         steps = max(limits.max_steps, video.num_inference_steps)
+        if profile.schedule is not None:  # then no setting makes another number of steps possible
+            steps = limits.max_steps
         limits = replace(
             limits,
             max_side=max(limits.max_side, video.width, video.height),
             max_pixels=self.integer("T2V_MAX_PIXELS", 1024, 4096 * 4096, pixels),
             max_frames=self.integer("T2V_MAX_FRAMES", 1, 1001, frames),
-            max_steps=self.integer("T2V_MAX_STEPS", 1, 1000, steps),
+            max_steps=self.integer("T2V_MAX_STEPS", 1, 1000, steps)
+            if profile.schedule is None
+            else steps,
             max_prompt_chars=self.integer(
                 "T2V_MAX_PROMPT_CHARS", 1, 20_000, limits.max_prompt_chars
             ),
@@ -434,6 +482,25 @@ class _Reader:
                 "set T2V_WIDTH, T2V_HEIGHT, T2V_FRAMES and T2V_STEPS within T2V_MAX_…."
             )
         return video, limits
+
+    def profile(self, name: str, model: str, device: str) -> Profile:
+        value = self.text(name).lower()
+        if value != "auto" and value not in PROFILES:
+            raise ConfigError(
+                f"{name}={value!r} is not known: set it to {_one_of(('auto', *PROFILES))}."
+            )
+        if value == "auto":
+            value = _prepared_for(model) or value
+        gpu_bytes = None
+        if value == "auto" and model != TINY_MODEL and device != "cpu":
+            gpu_bytes = smallest_gpu_bytes()
+        try:
+            return choose_profile(None if value == "auto" else value, model, gpu_bytes)
+        except ValueError as error:
+            raise ConfigError(
+                f"{name} is auto, and {error}: set it to {_one_of(tuple(PROFILES))}, "
+                "or T2V_DEVICE to cpu."
+            ) from error
 
     def dtype(self, name: str, model: str) -> str:
         dtype = self.choice(name, DTYPES)

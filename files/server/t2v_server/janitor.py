@@ -18,6 +18,10 @@ _BETWEEN_SECONDS = 60.0
 _SHORTEST_SECONDS = 1.0
 _BATCH = 500
 
+# An image that videos begin with is kept so long after it was last given: longer than any job
+# waits, as it may be several jobs' and no job says that it needs it no more.
+_REFERENCE_SECONDS = 7 * 86_400.0
+
 
 class Janitor:
     """One look a minute, in a thread; several servers on one directory do no harm."""
@@ -86,6 +90,7 @@ class Janitor:
         while True:
             try:
                 self._videos.sweep_abandoned(self._sweep_age)
+                self._videos.sweep_references(max(self._sweep_age, _REFERENCE_SECONDS))
                 freed = self.clean()
                 if freed:
                     log.info("retention: %d bytes came free", freed)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import shutil
+import resource
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -19,10 +21,11 @@ from tqdm import tqdm
 
 from t2v_server.api.errors import ApiError
 from t2v_server.api.schemas import RequestRules, Wanted
+from t2v_server.checkpoint.errors import CheckpointError
 from t2v_server.client import Client, ServerError
 from t2v_server.config import ConfigError, Settings
 from t2v_server.jobs.record import Progress
-from t2v_server.profiles import TINY_MODEL
+from t2v_server.profiles import PROFILES, TINY_MODEL
 
 if TYPE_CHECKING:
     from t2v_server.engine.generator import VideoGenerator
@@ -32,6 +35,9 @@ _PARAMETERS = (
     "guidance_scale", "flow_shift", "seed",
 )  # fmt: skip
 EXIT_FAILED = 1
+
+# Of the clip of ``model check``: proves the networks, not the memory.
+_SMALL, _SMALL_FRAMES = 64, 9
 
 Report = Callable[[int, str], None]
 
@@ -53,6 +59,7 @@ def generate(options: argparse.Namespace, settings: Settings | None) -> int:
     part = output.with_name(f".t2v-{os.getpid()}.part")
     failures: tuple[type[Exception], ...] = (
         ApiError,
+        CheckpointError,
         ServerError,
         ConfigError,
         OSError,
@@ -75,53 +82,133 @@ def generate(options: argparse.Namespace, settings: Settings | None) -> int:
     return 0
 
 
-def prepare(settings: Settings, directory: str) -> int:
-    """Write the model of the settings to ``directory``."""
-    target = Path(directory)
-    if target.exists() and not target.is_dir():
-        return _fail(f"{target} is a file: name a directory")
-    if target.exists() and any(target.iterdir()):
-        return _fail(f"{target} is not empty: name another directory")
-    generator = _load(settings)
-    save = getattr(generator.pipeline, "save_pretrained", None)
-    assert save is not None
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Whole or not at all: a server must not load what an interrupted run left.
-    part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+def prepare(options: argparse.Namespace) -> int:
+    """Prepare a model for a profile; returns the exit status."""
+    from t2v_server.checkpoint.manifest import read_manifest
+    from t2v_server.checkpoint.wanted import Wanted, is_there
+
+    started = time.monotonic()
+    target = Path(options.output).absolute()
     try:
-        save(part)
-        part.chmod(0o755)
-        part.replace(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    print(f"{target}: set T2V_MODEL to it")
+        wanted = Wanted(
+            options.source, PROFILES[options.profile], target, options.kind, options.revision,
+            _token(options.token_file),
+        )  # fmt: skip
+        changed = not is_there(wanted)
+        if options.dry_run:
+            if options.json:
+                _say({"directory": str(target), "changed": changed})
+            else:
+                print(f"{target} " + ("would be prepared" if changed else "is there"))
+            return 0
+        if changed:
+            from t2v_server.engine import prepare as engine  # imports PyTorch: seconds
+
+            _interrupt_when_told_to_stop()
+            done = engine.prepare(wanted, lambda line: print(line, file=sys.stderr, flush=True))
+            changed = done.changed
+        manifest = read_manifest(target)
+    except (CheckpointError, ConfigError) as error:
+        return _refuse(options, str(error))
+    except OSError as error:
+        return _refuse(options, f"{error}: what was finished is kept, run the same command again")
+    if options.json:
+        _say(
+            {
+                "directory": str(target),
+                "changed": changed,
+                "profile": manifest.profile,
+                "source": manifest.origin.name,
+                "kind": manifest.origin.kind,
+                "revision": manifest.origin.revision,
+                "bytes": manifest.bytes,
+                "networks": {name: vars(one) for name, one in manifest.networks.items()},
+                "seconds": round(time.monotonic() - started, 1),
+                "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            }
+        )
+    else:
+        how = f"prepared in {time.monotonic() - started:.0f} s" if changed else "was there"
+        print(f"{target}: {how}, {manifest.bytes / 1e9:.2f} GB; set T2V_MODEL to it")
     return 0
 
 
-def check(settings: Settings) -> int:
-    """Load the model and make its warm-up video."""
-    from t2v_server.engine.encoding import encode_mp4
+def check(options: argparse.Namespace) -> int:
+    """See whether a model is whole, loads, and makes a clip; returns the exit status."""
+    from t2v_server.checkpoint.manifest import is_prepared, read_manifest, verify
 
+    model = options.directory or os.environ.get("T2V_MODEL", TINY_MODEL)
+    found: dict[str, object] = {"model": model, "ok": True}
+    try:
+        if options.directory or is_prepared(Path(model)):
+            manifest = read_manifest(Path(model))
+            found |= {"profile": manifest.profile, "files": len(manifest.files)}
+            if options.files:
+                verify(Path(model), manifest.files, quick=options.quick)
+        if not options.files:  # loading verifies
+            settings = Settings.from_environ({**os.environ, "T2V_MODEL": model})
+            found |= _try_out(settings, full=options.full)
+    except CheckpointError as error:
+        return _refuse(options, str(error))
+    if options.json:
+        _say(found)
+    elif options.files and "files" in found:
+        print(f"{model} is whole: prepared for {found['profile']}, {found['files']} files")
+    else:
+        print(
+            f"{model} works on {found['device']} in {found['dtype']}: loaded in "
+            f"{found['load_seconds']} s, {found['clip']} frames in {found['generation_seconds']} "
+            f"s, {found['clip_bytes']} bytes, peak memory {found['peak_memory_bytes']} bytes"
+        )
+    return 0
+
+
+def _try_out(settings: Settings, *, full: bool) -> dict[str, object]:
+    from t2v_server.engine.encoding import encode_clip
+
+    video = settings.video
+    if not full:
+        video = replace(video, width=_SMALL, height=_SMALL, num_frames=_SMALL_FRAMES)
     started = time.monotonic()
     generator = _load(settings)
     loaded = time.monotonic()
     generator.begin_memory_peak()
     with tempfile.TemporaryDirectory(prefix="t2v-check-") as directory:
         path = Path(directory) / "check.mp4"
-        encode_mp4(generator.warm_up(settings.video), path, settings.video.fps)
+        encode_clip(generator.warm_up(video), video.num_frames, path, None, video.fps)
         size = path.stat().st_size
-    video = settings.video
-    print(
-        f"{settings.engine.model} works on {generator.device} in {generator.dtype}: loaded in "
-        f"{loaded - started:.1f} s, {video.width}x{video.height}, {video.num_frames} frames in "
-        f"{time.monotonic() - loaded:.1f} s, {size} bytes, peak memory "
-        f"{generator.peak_memory_bytes() / 1e9:.2f} GB"
-    )
-    return 0
+    return {
+        "device": generator.device,
+        "dtype": generator.dtype,
+        "load_seconds": round(loaded - started, 1),
+        "generation_seconds": round(time.monotonic() - loaded, 1),
+        "clip": f"{video.width}x{video.height}x{video.num_frames}",
+        "clip_bytes": size,
+        "peak_memory_bytes": generator.peak_memory_bytes(),
+    }
+
+
+def _token(path: str | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return Path(path).read_text().strip() or None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--token-file {path} cannot be read") from error
+
+
+def _say(content: dict[str, object]) -> None:
+    print(json.dumps(content))
+
+
+def _refuse(options: argparse.Namespace, sentence: str) -> int:
+    if options.json:
+        _say({"ok": False, "error": sentence})
+    return _fail(sentence)
 
 
 def _here(settings: Settings, given: dict[str, str], part: Path, report: Report) -> int:
-    from t2v_server.engine.encoding import encode_mp4
+    from t2v_server.engine.encoding import choose_encoder, encode_clip
 
     wanted = _rules(settings, given)
     generator = _load(settings)
@@ -129,14 +216,22 @@ def _here(settings: Settings, given: dict[str, str], part: Path, report: Report)
     def watch(progress: Progress) -> None:
         report(progress.percent, f"{progress.stage.value} {progress.done}/{progress.total}")
 
-    frames = generator.generate(wanted.parameters, watch)
-    encode_mp4(frames, part, wanted.parameters.video.fps)
+    video = wanted.parameters.video
+    frames = generator.stream(wanted.parameters, watch)
+    encoder = choose_encoder(settings.engine.encoder)
+    encode_clip(frames, video.num_frames, part, None, video.fps, encoder)
     report(100, "done")
     return wanted.parameters.seed
 
 
 def _rules(settings: Settings, given: dict[str, str]) -> Wanted:
-    rules = RequestRules(settings.engine.model, settings.video, settings.limits, reuse=False)
+    rules = RequestRules(
+        settings.engine.model,
+        settings.video,
+        settings.limits,
+        reuse=False,
+        images=settings.engine.profile.images,
+    )
     return rules.read(given, typed=False)
 
 
@@ -168,11 +263,13 @@ def _by_server(
 
 
 def _load(settings: Settings) -> VideoGenerator:
-    from t2v_server.engine.generator import load_generator
+    from t2v_server.engine.generator import load_for
 
     engine = settings.engine
     try:
-        return load_generator(engine.model, engine.device, engine.dtype, engine.torch_threads)
+        return load_for(engine)
+    except CheckpointError:
+        raise
     except (OSError, ValueError) as error:
         lines = str(error).strip().splitlines()
         raise ConfigError(

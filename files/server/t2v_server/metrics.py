@@ -33,6 +33,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from t2v_server.profiles import Profile
+
 DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 # A probe takes a millisecond, a 50-step 720p clip on a small GPU three quarters of an hour.
@@ -105,8 +107,16 @@ class Metrics:
             "t2v_generation_duration_seconds", "Time in the pipeline: text, denoising, VAE."
         )
         self.encoding_seconds = self._seconds(
-            "t2v_encoding_duration_seconds", "Time to encode and publish the mp4."
+            "t2v_encoding_duration_seconds",
+            "Time to finish and publish the mp4 after its last frame.",
         )
+        self.stage_seconds = self._seconds(
+            "t2v_stage_duration_seconds",
+            "Time in a stage of a generation: encoding_prompt, denoising, decoding.",
+            ["stage"],
+        )
+        for stage in ("encoding_prompt", "denoising", "decoding"):
+            self.stage_seconds.labels(stage)  # shown before there was one
         self.bytes_written = Counter(
             "t2v_video_bytes_written_total", "Bytes of published videos.", registry=self.own
         )
@@ -127,8 +137,8 @@ class Metrics:
         )
         self.model_info = Gauge(
             "t2v_model_info",
-            "Always 1; the labels name the model and where it runs.",
-            ["model", "device", "dtype"],
+            "Always 1; the labels name the model, its profile and where it runs.",
+            ["model", "device", "dtype", "profile"],
             registry=self.own,
             multiprocess_mode="max",
         )
@@ -147,12 +157,14 @@ class _AtScrape(Collector):
         self,
         version: str,
         capacity: int,
+        profile: Profile,
         queue: Callable[[], QueueReading | None],
         engines_ready: Callable[[], int],
         free_bytes: Callable[[], int | None],
     ) -> None:
         self._version = version
         self._capacity = capacity
+        self._profile = profile
         self._queue = queue
         self._engines_ready = engines_ready
         self._free_bytes = free_bytes
@@ -163,6 +175,7 @@ class _AtScrape(Collector):
         )
         build.add_metric([self._version, platform.python_version()], 1)
         yield build
+        yield from _expected(self._profile)
         ready = self._engines_ready()
         yield GaugeMetricFamily(
             "t2v_model_loaded", "1 while an engine has the model loaded and warm.", int(ready > 0)
@@ -199,6 +212,25 @@ class _AtScrape(Collector):
         )
 
 
+def _expected(profile: Profile) -> Iterable[Metric]:
+    """What to compare a generation of the default size with."""
+    seconds = GaugeMetricFamily(
+        "t2v_profile_expected_seconds",
+        "From prompt to file, as the profile expects it of its defaults.",
+        labels=["profile", "quality"],
+    )
+    seconds.add_metric([profile.name, profile.quality], profile.expected.seconds)
+    yield seconds
+    memory = GaugeMetricFamily(
+        "t2v_profile_expected_memory_bytes",
+        "The most memory that the profile expects to take, by where: gpu, host.",
+        labels=["profile", "where"],
+    )
+    memory.add_metric([profile.name, "gpu"], profile.expected.gpu_bytes)
+    memory.add_metric([profile.name, "host"], profile.expected.host_bytes)
+    yield memory
+
+
 class _Own(Collector):
     """The metrics of this process, when it is the only one."""
 
@@ -214,6 +246,7 @@ def scrape_registry(
     *,
     version: str,
     capacity: int,
+    profile: Profile,
     queue: Callable[[], QueueReading | None],
     engines_ready: Callable[[], int],
     free_bytes: Callable[[], int | None],
@@ -230,7 +263,7 @@ def scrape_registry(
         registry.register(_Own(metrics.own))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
-    registry.register(_AtScrape(version, capacity, queue, engines_ready, free_bytes))
+    registry.register(_AtScrape(version, capacity, profile, queue, engines_ready, free_bytes))
     return registry
 
 

@@ -11,12 +11,14 @@ from t2v_server.api.auth import READ
 from t2v_server.api.openapi import Operation, documented
 from t2v_server.api.schemas import ModelList, model_object
 from t2v_server.api.service import Service
-from t2v_server.profiles import Limits, VideoParameters
+from t2v_server.profiles import Limits, Profile, VideoParameters
 
 
-def models_blueprint(service: Service, video: VideoParameters, limits: Limits) -> Blueprint:
+def models_blueprint(
+    service: Service, profile: Profile, video: VideoParameters, limits: Limits
+) -> Blueprint:
     blueprint = Blueprint("models", __name__)
-    model = model_object(service.model, video, limits, int(time.time()))
+    model = model_object(service.model, profile, video, limits, int(time.time()))
 
     @blueprint.get("/v1/models")
     @documented(

@@ -90,6 +90,7 @@ def describe(app: Flask, rules: RequestRules, *, authenticated: bool) -> dict[st
     )
     schemas = definitions["$defs"]
     schemas["VideoRequest"] = rules.json_schema()
+    schemas["VideoForm"] = rules.form_schema()
     paths: dict[str, Any] = {}
     for rule in app.url_map.iter_rules():
         operation = getattr(app.view_functions[rule.endpoint], _ATTRIBUTE, None)
@@ -184,12 +185,9 @@ def _operation(
         found["requestBody"] = {
             "required": True,
             "content": {
-                kind: {"schema": schema}
-                for kind in (
-                    "application/json",
-                    "application/x-www-form-urlencoded",
-                    "multipart/form-data",
-                )
+                "application/json": {"schema": schema},
+                "application/x-www-form-urlencoded": {"schema": schema},
+                "multipart/form-data": {"schema": {"$ref": _REF.format(model="VideoForm")}},
             },
         }
     elif operation.request:

@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from t2v_server.api.errors import ApiError
+from t2v_server.api.images import IMAGE
 from t2v_server.jobs.record import Completed, Failed, Job, Parameters
-from t2v_server.profiles import FRAMES_STEP, SIZE_MULTIPLE, Limits, VideoParameters
+from t2v_server.profiles import FRAMES_STEP, SIZE_MULTIPLE, Limits, Profile, VideoParameters
 
 MAX_SEED = 2**63 - 1
 _RANDOM_SEED_BITS = 32
@@ -97,14 +98,28 @@ class Wanted:
 class RequestRules:
     """Turns requests into parameters that this server's model can make."""
 
-    def __init__(self, model: str, video: VideoParameters, limits: Limits, *, reuse: bool) -> None:
+    def __init__(
+        self,
+        model: str,
+        video: VideoParameters,
+        limits: Limits,
+        *,
+        reuse: bool,
+        images: bool = True,
+    ) -> None:
+        """``images``: whether a video may begin with one."""
         self._model = model
         self._video = video
         self._limits = limits
         self._reuse = reuse
+        self._images = images
 
-    def read(self, fields: Mapping[str, object], *, typed: bool) -> Wanted:
+    def read(
+        self, fields: Mapping[str, object], *, typed: bool, image: bytes | None = None
+    ) -> Wanted:
         """Validate; ``typed``: the fields come from JSON, and not as strings from a form.
+
+        ``image`` was looked at already.
 
         Raises:
             ApiError: 400, with the name of the parameter that is wrong.
@@ -136,13 +151,21 @@ class RequestRules:
         video = self._video_of(request)
         for name, sentence in self._limits.violations(video):
             raise _bad("invalid_parameter", sentence, name)
+        if image is not None and not self._images:
+            raise _bad(
+                "invalid_parameter", f"{IMAGE} is not possible with the profile of this server",
+                IMAGE,
+            )  # fmt: skip
         reuse = self._reuse if request.reuse is None else request.reuse
         seed = request.seed
         if seed is None:
             seed = _REUSED_SEED if reuse else secrets.randbits(_RANDOM_SEED_BITS)
         text = json.dumps(request.model_dump(exclude_unset=True), sort_keys=True)
+        shown = None if image is None else hashlib.sha256(image).hexdigest()
+        if shown is not None:
+            text += shown
         return Wanted(
-            Parameters(prompt, request.negative_prompt.strip(), seed, video),
+            Parameters(prompt, request.negative_prompt.strip(), seed, video, shown),
             reuse,
             hashlib.sha256(text.encode()).hexdigest(),
         )
@@ -183,7 +206,8 @@ class RequestRules:
                 "default": video.num_frames,
             },
             "num_inference_steps": {
-                "minimum": 1, "maximum": limits.max_steps, "default": video.num_inference_steps,
+                "minimum": limits.min_steps, "maximum": limits.max_steps,
+                "default": video.num_inference_steps,
             },
             "guidance_scale": {
                 "minimum": 0, "maximum": limits.max_guidance_scale,
@@ -204,6 +228,20 @@ class RequestRules:
         length = properties["seconds"]
         length["anyOf"] = [one for one in length["anyOf"] if one.get("type") != "null"]
         length.pop("default", None)
+        return schema
+
+    def form_schema(self) -> dict[str, Any]:
+        """As ``json_schema``, with the one parameter that only a form can carry."""
+        schema = self.json_schema()
+        schema["title"] = "VideoForm"
+        if self._images:
+            schema["properties"][IMAGE] = {
+                "type": "string",
+                "format": "binary",
+                "title": "Input Reference",
+                "description": "A JPEG, PNG or WebP image that the video begins with. It is cut to "
+                "the video's shape around its middle.",
+            }
         return schema
 
 
@@ -279,8 +317,8 @@ def _explained(error: ValidationError) -> ApiError:
 
 
 def _unknown(name: str) -> ApiError:
-    if name == "input_reference":
-        return _bad("invalid_parameter", "input_reference is not supported: from text only", name)
+    if name == IMAGE:
+        return _bad("invalid_parameter", f"{IMAGE} must be a file of a multipart form", name)
     shown = name[:80].encode(errors="replace").decode()
     return _bad("unknown_parameter", f"{shown} is not a parameter", shown)
 
@@ -331,6 +369,9 @@ class VideoObject(BaseModel):
     guidance_scale: float
     flow_shift: float
     seed: int
+    input_reference: Annotated[
+        str | None, Field(description="SHA-256 of the image that it begins with.")
+    ]
     error: JobError | None
     file_name: str | None
     num_bytes: int | None
@@ -368,6 +409,7 @@ def video_object(job: Job, expires_after: int | None) -> VideoObject:
         seconds=f"{video.num_frames / video.fps:.3f}".rstrip("0").rstrip("."),
         **asdict(video),
         seed=job.parameters.seed,
+        input_reference=job.parameters.image,
         error=None if failed is None else JobError(code=failed.reason, message=failed.message),
         file_name=completed.file_name if completed else None,
         num_bytes=completed.num_bytes if completed else None,
@@ -414,9 +456,20 @@ class ModelLimits(BaseModel):
     max_frames: int
     max_steps: int
     max_prompt_chars: int
+    min_steps: int
     max_guidance_scale: float
     max_flow_shift: float
     max_fps: int
+
+
+class ModelProfile(BaseModel):
+    """How the model is run here: what to expect of the defaults, and how good they are."""
+
+    name: str
+    title: str
+    quality: str
+    expected_seconds: float
+    expected_source: str
 
 
 class ModelObject(BaseModel):
@@ -424,6 +477,8 @@ class ModelObject(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str
+    profile: ModelProfile
+    input_reference: Annotated[bool, Field(description="Whether a video may begin with an image.")]
     defaults: ModelDefaults
     limits: ModelLimits
 
@@ -433,11 +488,21 @@ class ModelList(BaseModel):
     data: list[ModelObject]
 
 
-def model_object(model: str, video: VideoParameters, limits: Limits, created: int) -> ModelObject:
+def model_object(
+    model: str, profile: Profile, video: VideoParameters, limits: Limits, created: int
+) -> ModelObject:
     return ModelObject(
         id=model,
         created=created,
         owned_by="sanchuang.t2v",
+        profile=ModelProfile(
+            name=profile.name,
+            title=profile.title,
+            quality=profile.quality,
+            expected_seconds=profile.expected.seconds,
+            expected_source=profile.expected.source,
+        ),
+        input_reference=profile.images,
         defaults=ModelDefaults(**asdict(video)),
         limits=ModelLimits(size_multiple=SIZE_MULTIPLE, frames_step=FRAMES_STEP, **asdict(limits)),
     )

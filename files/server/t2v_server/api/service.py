@@ -18,6 +18,7 @@ from werkzeug.exceptions import BadRequest
 
 from t2v_server.api.auth import ADMIN, GENERATE, READ, Authenticator, Client, require
 from t2v_server.api.errors import ApiError
+from t2v_server.api.images import IMAGE, check_image
 from t2v_server.api.rates import RateLimiter
 from t2v_server.api.schemas import RequestRules, Wanted
 from t2v_server.jobs.readiness import EngineState, EngineStatus
@@ -34,7 +35,7 @@ from t2v_server.jobs.store import (
     Submission,
 )
 from t2v_server.metrics import Metrics
-from t2v_server.storage.videos import StorageError, VideoStore
+from t2v_server.storage.videos import DiskFull, StorageError, VideoStore
 
 log = logging.getLogger(__name__)
 
@@ -155,9 +156,14 @@ class Service:
         with self.counting_rejections():
             client = self.client(GENERATE)
             fields, typed = _fields()
-            wanted = self.rules.read(fields, typed=typed)
+            image = _image()
+            if image is not None:
+                fields = {name: value for name, value in fields.items() if name != IMAGE}
+            wanted = self.rules.read(fields, typed=typed, image=image)
             self._require_ready()
             self.rates.check(client.name or request.remote_addr or "")
+            if image is not None:
+                self._keep(image)
             submission = self._submit(client, wanted)
             if not submission.created and self._has_lost_its_video(submission.job):
                 self.store.delete(submission.job.id)
@@ -175,6 +181,22 @@ class Service:
         # With a key, or when it may be shared, somebody else may come for the same job.
         alone = submission.created and not wanted.reuse and _idempotency_key() is None
         return Accepted(submission.job, alone)
+
+    def _keep(self, image: bytes) -> None:
+        """Put the image where the engines find it, whatever becomes of the job."""
+        try:
+            self.videos.keep_reference(image)
+        except DiskFull as error:
+            raise ApiError(
+                HTTPStatus.INSUFFICIENT_STORAGE, "insufficient_storage", str(error)
+            ) from error
+        except StorageError as error:
+            raise ApiError(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "storage_unavailable",
+                str(error),
+                retry_after=_RETRY_WHILE_LOADING,
+            ) from error
 
     def _require_ready(self) -> None:
         status = self.engine_status()
@@ -355,6 +377,19 @@ def _fields() -> tuple[Mapping[str, object], bool]:
     except (OSError, ParseException) as error:
         raise _unreadable() from error
     return fields, False
+
+
+def _image() -> bytes | None:
+    """The picture that the video begins with, if the form has one.
+
+    Raises:
+        ApiError: it is none.
+    """
+    if request.mimetype != "multipart/form-data" or IMAGE not in request.files:
+        return None
+    data: bytes = request.files[IMAGE].read()
+    check_image(data)
+    return data
 
 
 def _unreadable() -> ApiError:

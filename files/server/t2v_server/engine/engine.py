@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Generator as Stream
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from t2v_server import __version__
@@ -59,9 +61,13 @@ class Generator(Protocol):
     @property
     def dtype(self) -> str: ...
 
-    def generate(self, parameters: Parameters, watch: Callable[[Progress], None]) -> Frames: ...
+    def stream(
+        self, parameters: Parameters, watch: Callable[[Progress], None], image: Path | None
+    ) -> Iterator[Frames]: ...
 
-    def warm_up(self, video: VideoParameters) -> Frames: ...
+    def warm_up(self, video: VideoParameters) -> Iterator[Frames]: ...
+
+    def stage_seconds(self) -> Mapping[str, float]: ...
 
     def begin_memory_peak(self) -> None: ...
 
@@ -72,12 +78,15 @@ class Generator(Protocol):
 class EngineSite:
     """Where an engine stands: its name among all that share the store, and what it uses.
 
-    ``lease`` is seconds; ``warm_up`` is the clip that proves the model.
+    ``lease`` is seconds; ``warm_up`` is the clip that proves the model; ``encoder`` is one of
+    ffmpeg's, or ``auto``.
     """
 
     name: str
     model: str
+    profile: str
     warm_up: VideoParameters
+    encoder: str
     max_attempts: int
     lease: float
     store: JobStore
@@ -177,14 +186,13 @@ class Engine:
         started = time.monotonic()
         log.info("loading the model %s", self._site.model)
         generator = self._load()
-        frames = generator.warm_up(self._site.warm_up)
         with self._site.files.scratch() as directory:
             draft = Draft(directory / "video.mp4", directory / "thumbnail.jpg")
-            _encode(frames, draft, self._site.warm_up.fps)
+            self._encode(generator.warm_up(self._site.warm_up), draft, self._site.warm_up)
         seconds = time.monotonic() - started
         self._site.metrics.model_load_seconds.set(seconds)
         self._site.metrics.model_info.labels(
-            self._site.model, generator.device, generator.dtype
+            self._site.model, generator.device, generator.dtype, self._site.profile
         ).set(1)
         self._status = replace(
             self._status, device=generator.device, dtype=generator.dtype, load_seconds=seconds
@@ -256,13 +264,15 @@ class Engine:
     def _produce(self, generator: Generator, job: Job, pulse: Pulse) -> Outcome:
         started = time.monotonic()
         generator.begin_memory_peak()
-        frames = generator.generate(job.parameters, pulse.report)
-        generated = time.monotonic()
-        pulse.report(Progress(Stage.WRITING, 0, 1, PERCENT_BEFORE[Stage.WRITING]))
+        image = None
+        if job.parameters.image is not None:
+            image = self._site.videos.reference(job.parameters.image)
         with self._site.videos.draft(job.id) as draft:
+            stream = _Timed(generator.stream(job.parameters, pulse.report, image))
             with self._site.videos.full_disk_named():
-                _encode(frames, draft, job.parameters.video.fps)
-            encoded = time.monotonic()
+                # Frames are encoded while the next ones are decoded, and the rest at the end.
+                self._encode(stream.told(pulse.report), draft, job.parameters.video)
+            generated, encoded = stream.ended_at, time.monotonic()
             pulse.fence()
             published = self._site.videos.publish(
                 job.id,
@@ -270,6 +280,7 @@ class Engine:
                 _metadata(
                     job,
                     generator,
+                    self._site.profile,
                     {
                         "queue_seconds": round((job.started_at or 0) - job.created_at, 3),
                         "generation_seconds": round(generated - started, 3),
@@ -277,9 +288,22 @@ class Engine:
                     },
                 ),
             )
+        for stage, seconds in generator.stage_seconds().items():
+            self._site.metrics.stage_seconds.labels(stage).observe(seconds)
         self._site.metrics.generation_seconds.observe(generated - started)
         self._site.metrics.encoding_seconds.observe(time.monotonic() - generated)
         return _completed(published)
+
+    def _encode(self, frames: Iterator[Frames], draft: Draft, video: VideoParameters) -> None:
+        from t2v_server.engine.encoding import choose_encoder, encode_clip
+
+        encoder = choose_encoder(self._site.encoder)
+        try:
+            encode_clip(frames, video.num_frames, draft.video, draft.thumbnail, video.fps, encoder)
+        finally:
+            # So that what the generator holds is free before anything else happens.
+            if isinstance(frames, Stream):
+                frames.close()
 
     def _failed(self, job: Job, reason: FailureReason, error: Exception) -> Failed:
         log.error("job %s failed: %s", job.id, reason, exc_info=error, extra=_about(job))
@@ -350,14 +374,23 @@ def _about(job: Job) -> dict[str, str]:
     return {"job_id": job.id, "request_id": job.request_id}
 
 
-def _encode(frames: Frames, draft: Draft, fps: int) -> None:
-    from t2v_server.engine.encoding import encode_mp4, encode_thumbnail
+class _Timed:
+    """Frames as they come, and when the last one had."""
 
-    encode_mp4(frames, draft.video, fps)
-    encode_thumbnail(frames, draft.thumbnail)
+    def __init__(self, frames: Iterator[Frames]) -> None:
+        self._frames = frames
+        self.ended_at = 0.0
+
+    def told(self, report: Callable[[Progress], None]) -> Iterator[Frames]:
+        """The frames; ``report`` hears when there are no more, and it is only written."""
+        yield from self._frames
+        self.ended_at = time.monotonic()
+        report(Progress(Stage.WRITING, 0, 1, PERCENT_BEFORE[Stage.WRITING]))
 
 
-def _metadata(job: Job, generator: Generator, timings: Mapping[str, float]) -> Mapping[str, object]:
+def _metadata(
+    job: Job, generator: Generator, profile: str, timings: Mapping[str, float]
+) -> Mapping[str, object]:
     """All that is needed to make the video again, and what it took."""
     return {
         "id": job.id,
@@ -365,6 +398,10 @@ def _metadata(job: Job, generator: Generator, timings: Mapping[str, float]) -> M
         "parameters": job.parameters.to_dict(),
         "created_at": job.created_at,
         "timings": dict(timings),
+        "stage_seconds": {
+            stage: round(seconds, 3) for stage, seconds in generator.stage_seconds().items()
+        },
+        "profile": profile,
         "peak_memory_bytes": generator.peak_memory_bytes(),
         "device": generator.device,
         "dtype": generator.dtype,

@@ -1,35 +1,60 @@
-"""Prompt in, frames out: the resident WanPipeline on its device."""
+"""Prompt in, frames out: the resident pipeline on its device."""
 
 from __future__ import annotations
 
+import logging
 import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from diffusers import WanPipeline
-from numpy.typing import NDArray
+from PIL import Image
 
+from t2v_server.checkpoint.errors import CheckpointError
+from t2v_server.checkpoint.manifest import read_manifest
+from t2v_server.config import EngineSettings
+from t2v_server.engine.acceleration import (
+    BlockCache,
+    choose_attention,
+    compile_blocks,
+    enable_block_cache,
+)
+from t2v_server.engine.checkpoint import is_local, load
 from t2v_server.engine.encoding import Frames
 from t2v_server.engine.errors import EngineLostError, GenerationError, OutOfMemory
-from t2v_server.engine.pipeline import TextToVideoPipeline, decoder_of
+from t2v_server.engine.images import fitted
+from t2v_server.engine.lora import apply_lora
+from t2v_server.engine.pipeline import TextToVideoPipeline
+from t2v_server.engine.text import EmbeddingCache
 from t2v_server.engine.tiny import build_tiny_pipeline
-from t2v_server.jobs.record import PERCENT_BEFORE, Parameters, Progress, Stage
-from t2v_server.profiles import FRAMES_STEP, TINY_MODEL, VideoParameters
+from t2v_server.engine.tinydecoder import TinyDecoder, load_tiny_decoder
+from t2v_server.engine.wan import Choices, WanVideo, Watch
+from t2v_server.jobs.record import Parameters, Progress
+from t2v_server.profiles import (
+    TINY,
+    TINY_MODEL,
+    Decoder,
+    Precision,
+    Profile,
+    Residency,
+    VideoParameters,
+)
+
+log = logging.getLogger(__name__)
 
 _DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+_WEIGHTS = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16,
+            Precision.FP16: torch.float16}  # fmt: skip
 _WARM_UP_STEPS = 2
 _OUT_OF_MEMORY = ("DefaultCPUAllocator", "could not create a primitive", "bad_alloc")
-
-# Called after each unit of work; what it raises ends the generation.
-Watch = Callable[[Progress], None]
 
 
 def ignore(_progress: Progress) -> None:
@@ -37,53 +62,52 @@ def ignore(_progress: Progress) -> None:
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """The operator's choices beside the profile.
+
+    ``lora`` is a file of adapters, ``tiny_decoder`` one of a small decoder's weights.
+    """
+
+    block_cache: BlockCache = BlockCache.NONE
+    block_cache_threshold: float = 0.08
+    embedding_cache_bytes: int = 64 << 20
+    lora: Path | None = None
+    lora_scale: float = 1.0
+    tiny_decoder: Path | None = None
+
+
+@dataclass(frozen=True)
 class VideoGenerator:
-    """One pipeline on one device. Not thread-safe: one generation at a time."""
+    """One pipeline on one device. Not thread-safe: one generation at a time.
+
+    ``attention`` and ``compiled`` say what was chosen for the device.
+    """
 
     pipeline: TextToVideoPipeline
+    wan: WanVideo
     device: str
     dtype: str
+    attention: str = "native"
+    compiled: str = "no"
 
-    def generate(self, parameters: Parameters, watch: Watch = ignore) -> Frames:
-        """Generate one clip.
+    def stream(
+        self, parameters: Parameters, watch: Watch = ignore, image: Path | None = None
+    ) -> Iterator[Frames]:
+        """Generate one clip; yields its frames as they are decoded, ``(n, height, width, 3)``.
 
         The seed drives the initial noise on the CPU, so that it means the same on every device.
-        ``watch`` hears of every denoising step and every decoded latent frame.
-
-        Returns:
-            Frames of shape ``(num_frames, height, width, 3)``, RGB, uint8.
+        ``watch`` hears of every denoising step and every decoded latent frame. ``image`` is the
+        file of the picture that the clip begins with.
 
         Raises:
             OutOfMemory, GenerationError: this clip cannot be made.
             EngineLostError: the GPU's context is broken.
         """
         video = parameters.video
-        self._shift_schedule(video.flow_shift)
-        watch(Progress(Stage.PROMPT, 0, 1, PERCENT_BEFORE[Stage.PROMPT]))
-
-        def step_done(
-            _pipeline: TextToVideoPipeline, step: int, _time: object, tensors: dict[str, Any]
-        ) -> dict[str, Any]:
-            watch(_denoised(step + 1, video.num_inference_steps))
-            return tensors
-
         try:
-            with _watched_decoder(self.pipeline, video, watch):
-                output = self.pipeline(
-                    prompt=parameters.prompt,
-                    negative_prompt=parameters.negative_prompt,
-                    width=video.width,
-                    height=video.height,
-                    num_frames=video.num_frames,
-                    num_inference_steps=video.num_inference_steps,
-                    guidance_scale=video.guidance_scale,
-                    generator=torch.Generator("cpu").manual_seed(parameters.seed),
-                    output_type="np",
-                    callback_on_step_end=step_done,
-                )
-            return _to_uint8(np.asarray(output.frames, dtype=np.float32)[0])
+            first = None if image is None else _opened(image, video)
+            yield from self.wan.stream(parameters, watch, first)
         except Exception as error:
-            self.pipeline.maybe_free_model_hooks()  # as the pipeline itself does at its end
             if _is_out_of_memory(error):
                 raise OutOfMemory(
                     f"out of memory at {video.width}x{video.height}, {video.num_frames} frames"
@@ -92,7 +116,13 @@ class VideoGenerator:
                 raise EngineLostError(f"the GPU failed: {error}") from error
             raise
 
-    def warm_up(self, video: VideoParameters) -> Frames:
+    def generate(
+        self, parameters: Parameters, watch: Watch = ignore, image: Path | None = None
+    ) -> Frames:
+        """As ``stream``, all frames at once: ``(num_frames, height, width, 3)``, RGB, uint8."""
+        return np.concatenate(list(self.stream(parameters, watch, image)))
+
+    def warm_up(self, video: VideoParameters) -> Iterator[Frames]:
         """Generate a clip of full size in few steps.
 
         Full size proves that the memory suffices and fills the kernel caches; more steps
@@ -100,7 +130,11 @@ class VideoGenerator:
         """
         steps = min(video.num_inference_steps, _WARM_UP_STEPS)
         few_steps = replace(video, num_inference_steps=steps)
-        return self.generate(Parameters("warm-up", "", 0, few_steps))
+        return self.stream(Parameters("warm-up", "", 0, few_steps))
+
+    def stage_seconds(self) -> Mapping[str, float]:
+        """How long each stage of the last generation took, by its name."""
+        return {stage.value: seconds for stage, seconds in self.wan.last.seconds.items()}
 
     def begin_memory_peak(self) -> None:
         """Measure the peak anew, where the device can."""
@@ -113,42 +147,15 @@ class VideoGenerator:
             return torch.cuda.max_memory_allocated()
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-    def _shift_schedule(self, flow_shift: float) -> None:
-        scheduler = self.pipeline.scheduler
-        if scheduler.config.flow_shift != flow_shift:
-            self.pipeline.scheduler = scheduler.from_config(scheduler.config, flow_shift=flow_shift)
 
-
-@contextmanager
-def _watched_decoder(
-    pipeline: TextToVideoPipeline, video: VideoParameters, watch: Watch
-) -> Iterator[None]:
-    latent_frames = (video.num_frames - 1) // FRAMES_STEP + 1
-    begun = 0
-
-    def before(_module: torch.nn.Module, _inputs: object) -> None:
-        nonlocal begun
-        watch(_decoded(begun, latent_frames))
-        begun += 1
-
-    handle = decoder_of(pipeline).register_forward_pre_hook(before)
+def _opened(path: Path, video: VideoParameters) -> Image.Image:
     try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _denoised(done: int, total: int) -> Progress:
-    return _between(Stage.DENOISING, Stage.DECODING, done, total)
-
-
-def _decoded(done: int, total: int) -> Progress:
-    return _between(Stage.DECODING, Stage.WRITING, done, total)
-
-
-def _between(stage: Stage, following: Stage, done: int, total: int) -> Progress:
-    begin, end = PERCENT_BEFORE[stage], PERCENT_BEFORE[following]
-    return Progress(stage, done, total, begin + (end - begin) * done // total)
+        with Image.open(path) as image:
+            return fitted(image, video.width, video.height)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise GenerationError(f"the image that the clip begins with cannot be read: {error}") from (
+            error
+        )
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -158,15 +165,38 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
-def load_generator(
-    model: str, device: str, dtype: str, torch_threads: int | None, gpu: int = 0
-) -> VideoGenerator:
-    """Build or load the pipeline and move it to its device.
+def load_for(settings: EngineSettings, gpu: int = 0) -> VideoGenerator:
+    """As ``load_generator``, by the operator's settings."""
+    tuning = Tuning(
+        block_cache=BlockCache(settings.block_cache),
+        block_cache_threshold=settings.block_cache_threshold,
+        lora=settings.lora,
+        lora_scale=settings.lora_scale,
+        tiny_decoder=settings.tiny_decoder,
+    )
+    return load_generator(
+        settings.model, settings.device, settings.dtype, settings.torch_threads, gpu,
+        settings.profile, tuning,
+    )  # fmt: skip
 
-    ``model`` is ``tiny``, a directory that ``save_pretrained`` wrote, or a hub id;
+
+def load_generator(
+    model: str,
+    device: str,
+    dtype: str,
+    torch_threads: int | None,
+    gpu: int = 0,
+    profile: Profile = TINY,
+    tuning: Tuning | None = None,
+) -> VideoGenerator:
+    """Build or load the pipeline, move it to its device and tune it for that.
+
+    ``model`` is ``tiny``, a checkpoint that was prepared for ``profile``, another directory with
+    one, or a hub id;
     ``device`` and ``dtype`` may be ``auto``; ``gpu`` chooses among several, around and around.
     Raises whatever loading raises.
     """
+    tuning = tuning or Tuning()
     if torch_threads is None and model == TINY_MODEL:
         # Its kernels are too small to share out: threads that wait for each other on busy
         # cores made it several times slower.
@@ -176,21 +206,77 @@ def load_generator(
     device = _resolve_device(device)
     if device == "cuda":
         torch.cuda.set_device(gpu % torch.cuda.device_count())
-    dtype = _resolve_dtype(dtype, device, model)
-    if model == TINY_MODEL:
-        pipeline = build_tiny_pipeline()
-    else:
-        # The VAE stays in float32, as in the model's published example: it costs 1.4 GB
-        # and keeps the decoder free of banding.
-        pipeline = cast(
-            TextToVideoPipeline,
-            WanPipeline.from_pretrained(
-                model, dtype={"default": _DTYPES[dtype], "vae": torch.float32}
-            ),
-        )
-    pipeline.to(device)
+    if is_local(model):
+        dtype = _dtype_of_prepared(dtype, Path(model))
+    dtype = _resolve_dtype(dtype, device, model, profile)
+    pipeline, revision = _load_pipeline(model, device, dtype, profile)
     pipeline.set_progress_bar_config(disable=True)
-    return VideoGenerator(pipeline, device, dtype)
+    if tuning.lora is not None:
+        apply_lora(pipeline, tuning.lora, tuning.lora_scale)
+    wan = WanVideo(
+        pipeline,
+        device,
+        residency=profile.residency,
+        schedule=profile.schedule,
+        decoder=_tiny_decoder(profile, tuning.tiny_decoder, device, _DTYPES[dtype]),
+        embeddings=EmbeddingCache(revision, tuning.embedding_cache_bytes),
+        choices=Choices(block_caches=tuning.block_cache is not BlockCache.NONE),
+    )
+    attention, compiled = _accelerate(wan, profile, device, _DTYPES[dtype], tuning)
+    return VideoGenerator(pipeline, wan, device, dtype, attention, compiled)
+
+
+def _load_pipeline(
+    model: str, device: str, dtype: str, profile: Profile
+) -> tuple[TextToVideoPipeline, str]:
+    """The pipeline, on the host or on the device, and the revision of its weights."""
+    if model == TINY_MODEL:
+        return build_tiny_pipeline(), TINY_MODEL
+    if is_local(model):
+        # What comes to the device in turns is mapped on the host until then.
+        there = "cpu" if profile.residency is Residency.STAGED else device
+        return load(Path(model), there, profile)
+    vae = _WEIGHTS[profile.precisions.vae] if device == "cuda" else torch.float32
+    pipeline = cast(
+        TextToVideoPipeline,
+        WanPipeline.from_pretrained(model, dtype={"default": _DTYPES[dtype], "vae": vae}),
+    )
+    return pipeline, model
+
+
+def _tiny_decoder(
+    profile: Profile, weights: Path | None, device: str, dtype: torch.dtype
+) -> TinyDecoder | None:
+    if profile.decoder is not Decoder.TINY:
+        return None
+    if weights is None:
+        log.warning(
+            "the profile %s has a small decoder, and T2V_TINY_DECODER names no weights for it: "
+            "the VAE decodes, sharper and slower", profile.name,
+        )  # fmt: skip
+        return None
+    return load_tiny_decoder(weights, dtype if device == "cuda" else torch.float32)
+
+
+def _accelerate(
+    wan: WanVideo, profile: Profile, device: str, dtype: torch.dtype, tuning: Tuning
+) -> tuple[str, str]:
+    """Choose attention and compilation for the device; a block cache comes after both."""
+    with wan.transformer_at_hand() as transformer:
+        attention = choose_attention(transformer, _tokens(profile.defaults), device, dtype)
+        # Compiled code and skipped blocks together are slower than either.
+        compiled = "no: a block cache is used"
+        if device == "cpu":
+            compiled = "no: minutes to compile, for seconds"
+        elif tuning.block_cache is BlockCache.NONE:
+            compiled = compile_blocks(transformer, profile.compile, device, dtype)
+        enable_block_cache(transformer, tuning.block_cache, tuning.block_cache_threshold)
+    return attention, compiled
+
+
+def _tokens(video: VideoParameters) -> int:
+    """How many tokens the transformer sees of a clip: one for 32 x 32 pixels of 4 frames."""
+    return ((video.num_frames - 1) // 4 + 1) * (video.height // 32) * (video.width // 32)
 
 
 def _resolve_device(device: str) -> str:
@@ -199,17 +285,25 @@ def _resolve_device(device: str) -> str:
     return device
 
 
-def _resolve_dtype(dtype: str, device: str, model: str) -> str:
+def _dtype_of_prepared(dtype: str, directory: Path) -> str:
+    """What a prepared transformer computes in: no setting changes it."""
+    compute = _WEIGHTS[Precision(read_manifest(directory).networks["transformer"].compute)]
+    prepared = next(name for name, one in _DTYPES.items() if one is compute)
+    if dtype not in ("auto", prepared):
+        raise CheckpointError(
+            f"{directory} was prepared to compute in {prepared}, and T2V_DTYPE is {dtype}: "
+            "unset that, or prepare it for another profile"
+        )
+    return prepared
+
+
+def _resolve_dtype(dtype: str, device: str, model: str, profile: Profile) -> str:
+    """What transformer and text encoder compute in."""
     if dtype != "auto":
         return dtype
     if device == "cpu" or model == TINY_MODEL:
         return "float32"
+    if profile.precisions.compute is Precision.FP16:
+        return "float16"
     # Before Ampere (a T4, say) bfloat16 is emulated and slow.
     return "bfloat16" if torch.cuda.get_device_capability()[0] >= 8 else "float16"
-
-
-def _to_uint8(frames: NDArray[np.float32]) -> Frames:
-    """From ``(T, H, W, 3)`` floats in 0…1."""
-    if not np.isfinite(frames).all():
-        raise GenerationError("the model gave frames that are not finite numbers")
-    return (frames * 255).round().astype(np.uint8)

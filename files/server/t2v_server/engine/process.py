@@ -44,7 +44,9 @@ def run_engine(settings: Settings, index: int) -> int:
         site = EngineSite(
             name=f"{settings.instance}/{index}",
             model=settings.engine.model,
+            profile=settings.engine.profile.name,
             warm_up=settings.video,
+            encoder=settings.engine.encoder,
             max_attempts=settings.jobs.max_attempts,
             lease=settings.jobs.lease,
             store=store,
@@ -101,9 +103,6 @@ def _say_that_it_loads(files: EngineFiles) -> None:
 
 def _load(settings: Settings, index: int) -> Generator:
     # Importing torch and diffusers takes seconds, in which the engine can say that it loads.
-    from t2v_server.engine.generator import load_generator
+    from t2v_server.engine.generator import load_for
 
-    engine = settings.engine
-    return load_generator(
-        engine.model, engine.device, engine.dtype, engine.torch_threads, gpu=index
-    )
+    return load_for(settings.engine, gpu=index)

@@ -63,13 +63,15 @@ class Progress:
 class Parameters:
     """Everything that decides what a video shows: the same parameters make it again.
 
-    ``seed`` is 0…2**63-1 and drives the initial noise.
+    ``seed`` is 0…2**63-1 and drives the initial noise. ``image`` is the SHA-256, in hex, of the
+    file of the picture that the video begins with.
     """
 
     prompt: str
     negative_prompt: str
     seed: int
     video: VideoParameters
+    image: str | None = None
 
     def to_dict(self) -> dict[str, str | int | float]:
         """One flat object, with the names that clients use."""
@@ -77,6 +79,7 @@ class Parameters:
             "prompt": self.prompt,
             "negative_prompt": self.negative_prompt,
             "seed": self.seed,
+            **({} if self.image is None else {"input_reference": self.image}),
             **dataclasses.asdict(self.video),
         }
 
@@ -84,7 +87,13 @@ class Parameters:
     def from_dict(cls, data: dict[str, Any]) -> Parameters:
         """The inverse of ``to_dict``."""
         video = {field.name: data[field.name] for field in dataclasses.fields(VideoParameters)}
-        return cls(data["prompt"], data["negative_prompt"], data["seed"], VideoParameters(**video))
+        return cls(
+            data["prompt"],
+            data["negative_prompt"],
+            data["seed"],
+            VideoParameters(**video),
+            data.get("input_reference"),
+        )
 
     def fingerprint(self, model: str) -> str:
         """A SHA-256 in hex, equal for equal parameters on the same model."""

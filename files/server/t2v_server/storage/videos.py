@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -15,6 +17,7 @@ from typing import Any
 
 _PART_SUFFIX = ".part"
 _KINDS = _VIDEO, _THUMBNAIL, _METADATA = ".mp4", ".jpg", ".json"
+_REFERENCE = ".reference"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ULID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
 # File systems that know no hard links say one of these.
@@ -70,6 +73,48 @@ class VideoStore:
     def metadata(self, video_id: str) -> Path:
         """The final path of a video's JSON, whether or not it exists."""
         return self.directory / f"{video_id}{_METADATA}"
+
+    def reference(self, digest: str) -> Path:
+        """The path of an image that videos begin with, by the SHA-256 of its bytes."""
+        return self.directory / f".{digest}{_REFERENCE}"
+
+    def keep_reference(self, image: bytes) -> str:
+        """Keep an image for the engines; returns its SHA-256 in hex.
+
+        Equal images are one file, whose age counts from the last time that it was given.
+
+        Raises:
+            DiskFull, StorageError: when it cannot be written.
+        """
+        digest = hashlib.sha256(image).hexdigest()
+        path = self.reference(digest)
+        part = self._part(f"{digest}.{secrets.token_hex(4)}", _REFERENCE)
+        try:
+            with self._explained(f"write {path}"):
+                if path.exists():
+                    os.utime(path)
+                    return digest
+                part.write_bytes(image)
+                _fsync(part, os.O_RDWR)
+                part.replace(path)
+                _fsync_directory(self.directory)
+        finally:
+            _remove(part)
+        return digest
+
+    def sweep_references(self, max_age: float) -> list[Path]:
+        """Remove images that nobody gave for ``max_age`` seconds; returns what was removed."""
+        before = time.time() - max_age
+        removed = []
+        for path in self.directory.glob(f".*{_REFERENCE}"):
+            try:
+                if path.stat().st_mtime >= before:
+                    continue
+                path.unlink()
+            except OSError:
+                continue  # another server was quicker
+            removed.append(path)
+        return removed
 
     @contextmanager
     def draft(self, video_id: str) -> Iterator[Draft]:

@@ -24,7 +24,8 @@ let sending = false;
 export function setUpForm(model, accepted) {
   // Older servers do not name the bounds that all models share.
   limits = {
-    size_multiple: 32, frames_step: 4, max_guidance_scale: 50, max_flow_shift: 50, max_fps: 120,
+    size_multiple: 32, frames_step: 4, min_steps: 1, max_guidance_scale: 50, max_flow_shift: 50,
+    max_fps: 120,
     ...model.limits,
   };
   onAccepted = accepted;
@@ -32,7 +33,7 @@ export function setUpForm(model, accepted) {
   bound("width", limits.size_multiple, limits.max_side, limits.size_multiple);
   bound("height", limits.size_multiple, limits.max_side, limits.size_multiple);
   bound("num_frames", 1, limits.max_frames, limits.frames_step);
-  bound("num_inference_steps", 1, limits.max_steps, 1);
+  bound("num_inference_steps", limits.min_steps, limits.max_steps, 1);
   bound("guidance_scale", 0, limits.max_guidance_scale, 0.5);
   bound("fps", 1, limits.max_fps, 1);
   bound("flow_shift", 0.01, limits.max_flow_shift, "any");
@@ -223,7 +224,7 @@ function check() {
     found.num_frames = () => t("framesStep", { step, most: mostFrames, below, above: below + step });
   }
   for (const [name, least, most, whole] of [
-    ["num_inference_steps", 1, limits.max_steps, true],
+    ["num_inference_steps", limits.min_steps, limits.max_steps, true],
     ["guidance_scale", 0, limits.max_guidance_scale, false],
     ["fps", 1, limits.max_fps, true],
     ["flow_shift", 0.01, limits.max_flow_shift, false],
