@@ -4,6 +4,7 @@ It comes from a bundle (docs/bundle.md), whose directory BUNDLE names; without o
 skipped and say so.
 """
 
+import base64
 import json
 import os
 import subprocess
@@ -111,7 +112,7 @@ def web(image: str) -> str:
         "spec": {
             "type": "NodePort",
             "selector": {"app": "web"},
-            "ports": [{"port": 80, "targetPort": 8080, "nodePort": 31080}],
+            "ports": [{"port": 80, "targetPort": 8080, "nodePort": 31090}],
         },
     }
     return yaml.safe_dump_all([deployment, service])
@@ -208,7 +209,7 @@ def test_a_service_is_found_by_name_and_by_the_port_of_every_node(
         assert seen == {"worker1", "worker2"}
     for host in ("master", "worker1", "worker2"):
         done = subprocess.run(
-            machines.inside(["curl", "-sS", "-m5", f"http://{machines.address(host)}:31080/"]),
+            machines.inside(["curl", "-sS", "-m5", f"http://{machines.address(host)}:31090/"]),
             capture_output=True,
             text=True,
         )
@@ -227,7 +228,7 @@ def test_a_worker_that_loses_its_power_comes_back(machines: Machines, deployed: 
 
     def answered() -> bool:
         done = subprocess.run(
-            machines.inside(["curl", "-sS", "-m5", f"http://{machines.address('worker2')}:31080/"]),
+            machines.inside(["curl", "-sS", "-m5", f"http://{machines.address('worker2')}:31090/"]),
             capture_output=True,
             text=True,
         )
@@ -270,3 +271,129 @@ def test_a_backup_brings_back_what_was_removed(machines: Machines) -> None:
     assert done.returncode == 0, done.stdout[-3000:]
     assert wait(lambda: kubectl(machines, "get", "configmap", "kept", "-o", "name") != "")
     assert wait(lambda: ready(machines) == {"master", "worker1", "worker2"})
+
+
+def live(machines: Machines) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(
+        kubectl(machines, "-n", "t2v", "get", "deployment", "wan22-t2v-deployment", "-o", "json")
+    )
+    return found
+
+
+def test_the_service_is_deployed_by_digest_with_a_pod_on_each_worker(machines: Machines) -> None:
+    """STAND-IN: its image is busybox' web server (molecule/kubernetes/service.yml)."""
+    recorded = json.loads((STATE / "controller/image.json").read_text())
+    (container,) = live(machines)["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == recorded["image"]
+    pods = objects(machines, "pods", "-n", "t2v", "-l", "app=wan22-t2v")
+    assert sorted(pod["spec"]["nodeName"] for pod in pods) == ["worker1", "worker2"]
+    (claim,) = [
+        one
+        for one in objects(machines, "pvc", "-n", "t2v")
+        if one["metadata"]["name"] == "pvc-video-output"
+    ]
+    assert claim["status"]["phase"] == "Bound"
+    for host in ("master", "worker1", "worker2"):
+        done = subprocess.run(
+            machines.inside(["curl", "-sS", "-m5", f"http://{machines.address(host)}:31080/"]),
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout == "stand-in\n", done.stderr
+
+
+def test_its_jobs_redis_answers(machines: Machines) -> None:
+    asked = 'REDISCLI_AUTH="$(cat /etc/redis/password)" redis-cli ping'
+    said = kubectl(machines, "-n", "t2v", "exec", "wan22-redis-0", "--", "sh", "-c", asked)
+    assert said.strip() == "PONG"
+
+
+def test_a_rollout_that_fails_is_taken_back(machines: Machines) -> None:
+    before = live(machines)["spec"]["template"]["spec"]["containers"][0]["image"]
+    done = machines.run_playbook(
+        "playbooks/deploy.yml",
+        *("-e", f"t2v_deploy_image_record={STATE}/controller/broken.json"),
+        *("-e", "t2v_deploy_rollout_seconds=45"),
+        **WHOLE,
+    )
+    assert done.returncode != 0
+    assert sentences(done)[-1].endswith("What rolled out last was applied again.")
+    assert live(machines)["spec"]["template"]["spec"]["containers"][0]["image"] == before
+    assert wait(lambda: live(machines)["status"].get("availableReplicas") == 2)
+
+
+def as_account(machines: Machines, directory: Path, token: str, *arguments: str) -> str:
+    """What kubectl says to somebody who has nothing but this token."""
+    authority = directory / "ca.crt"
+    (secret,) = [
+        one
+        for one in objects(machines, "secrets", "-n", "t2v-monitoring")
+        if one["metadata"]["name"] == "prometheus-token"
+    ]
+    authority.write_bytes(base64.b64decode(secret["data"]["ca.crt"]))
+    done = subprocess.run(
+        machines.inside(
+            [
+                *(KUBECTL, "--kubeconfig=/dev/null", "--server=https://192.168.0.20:6443"),
+                *(f"--certificate-authority={authority}", f"--token={token}", *arguments),
+            ]
+        ),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return done.stdout + done.stderr
+
+
+def test_prometheus_account_reads_metrics_and_nothing_else(
+    machines: Machines, tmp_path: Path
+) -> None:
+    secret = json.loads(
+        kubectl(machines, "-n", "t2v-monitoring", "get", "secret", "prometheus-token", "-o", "json")
+    )
+    token = base64.b64decode(secret["data"]["token"]).decode()
+
+    def ask(path: str) -> str:
+        return as_account(machines, tmp_path, token, "get", "--raw", path)
+
+    assert {one["metadata"]["name"] for one in json.loads(ask("/api/v1/nodes"))["items"]} == {
+        *("master", "worker1", "worker2")
+    }
+    pods = json.loads(ask("/api/v1/namespaces/t2v/pods?labelSelector=app=wan22-t2v"))["items"]
+    assert len(pods) == 2
+    # As Prometheus scrapes it: through the API server's proxy.
+    name = pods[0]["metadata"]["name"]
+    assert ask(f"/api/v1/namespaces/t2v/pods/{name}:8080/proxy/ready") == "stand-in\n"
+    assert "forbidden" in ask("/api/v1/namespaces/t2v/secrets").lower()
+    assert "forbidden" in ask("/api/v1/namespaces/kube-flannel/pods/x:8080/proxy/").lower()
+    # The kubelet itself, its certificate checked against the cluster's CA.
+    done = subprocess.run(
+        machines.inside(
+            [
+                *("curl", "-sS", "-m10", "--cacert", str(tmp_path / "ca.crt")),
+                *("-H", f"Authorization: Bearer {token}"),
+                "https://192.168.0.21:10250/metrics/cadvisor",
+            ]
+        ),
+        capture_output=True,
+        text=True,
+    )
+    assert "container_cpu_usage_seconds_total" in done.stdout, done.stderr
+
+
+def test_an_account_without_rights_sees_nothing(machines: Machines, tmp_path: Path) -> None:
+    token = kubectl(machines, "create", "token", "default", "-n", "default").strip()
+    said = as_account(machines, tmp_path, token, "get", "--raw", "/api/v1/nodes")
+    assert "forbidden" in said.lower()
+
+
+def test_metrics_server_checks_the_kubelets_and_has_figures(machines: Machines) -> None:
+    if not [one for one in objects(machines, "pods", "-A") if "metrics-server" in str(one)]:
+        pytest.skip("the bundle has no image of metrics-server")
+    assert wait(lambda: "worker2" in kubectl(machines, "top", "nodes"))
+    (deployment,) = [
+        one
+        for one in objects(machines, "deployments", "-n", "kube-system")
+        if one["metadata"]["name"] == "metrics-server"
+    ]
+    assert "insecure" not in str(deployment["spec"]["template"]["spec"]["containers"][0]["args"])
