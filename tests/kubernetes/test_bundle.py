@@ -11,6 +11,7 @@ import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -32,7 +33,7 @@ IMAGES = [
 ]
 
 
-def play(playbook: Path, **variables: object) -> subprocess.CompletedProcess[str]:
+def play(playbook: Path, **variables: Any) -> subprocess.CompletedProcess[str]:
     values = {"ansible_python_interpreter": "{{ ansible_playbook_python }}", **variables}
     return ansible("ansible-playbook", "-i", "inventory/", str(playbook), "-e", json.dumps(values))
 
@@ -42,7 +43,7 @@ class Bundle:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.index = {
+        self.index: dict[str, Any] = {
             "kubernetes_version": VERSION,
             "files": {
                 "kubeadm": "bin/kubeadm",
@@ -98,12 +99,12 @@ def no_version(bundle: Bundle) -> None:
 
 
 def no_kubectl(bundle: Bundle) -> None:
-    del bundle.index["files"]["kubectl"]  # type: ignore[attr-defined]
+    del bundle.index["files"]["kubectl"]
     bundle.sum()
 
 
 def no_etcd(bundle: Bundle) -> None:
-    del bundle.index["images"][IMAGES[-1]]  # type: ignore[attr-defined]
+    del bundle.index["images"][IMAGES[-1]]
     bundle.sum()
 
 
@@ -169,7 +170,7 @@ def test_one_that_is_made_is_accepted(tmp_path: Path) -> None:
     docker.write_text('#!/bin/sh\n[ "$1" = save ] && echo "$4" > "$3"; exit 0\n')
     docker.chmod(0o755)
     made = tmp_path / "made"
-    settings = {
+    settings: dict[str, Any] = {
         "t2v_mirror": "offline",
         "t2v_offline_dir": str(offline),
         "t2v_artifacts": table,

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
+import kubernetes_validate.utils as schemas
 import pytest
 import yaml
 
@@ -178,7 +178,7 @@ def test_add_ons_are_valid(tmp_path: Path, version: str) -> None:
     assert {"DaemonSet", "Deployment", "RuntimeClass", "Secret"} <= kinds
     for one in found:
         if one["kind"] != "APIService":  # of the aggregator, which the schemas leave out
-            kubernetes_validate.validate(one, version, strict=True)
+            schemas.validate(one, version, strict=True)
 
 
 def test_images_come_from_the_site_s_registry(tmp_path: Path) -> None:
