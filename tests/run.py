@@ -1,4 +1,4 @@
-"""Run the tests, stage by stage, saying what each is and how long it took.
+"""Run the tests, stage by stage, saying what each is, how long it took and what failed in it.
 
 ``make test`` runs everything but the slow, wide rest, which ``--all`` adds. Stages that
 build machines need root; without it they are left out, and the last lines say so.
@@ -8,9 +8,11 @@ import argparse
 import functools
 import itertools
 import os
+import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -41,7 +43,15 @@ PROGRAMS = {
 }
 
 
-# How many stages that may run beside each other do.
+PASSED = "passed"
+# Not a clean pass: the tests that failed at first are printed, for somebody to mend them.
+PASSED_AGAIN = "passed, second try"
+BEGAN = time.monotonic()
+# Seconds; a second try must end within CI's limit.
+NO_SECOND_TRY_AFTER = 55 * 60
+# A stage that takes longer hangs.
+STAGE_SECONDS = 3600
+# How many stages run beside each other.
 LANES = 2
 # Scenarios with a stage of their own, or none.
 APART = {"site", "kinds"}
@@ -53,16 +63,29 @@ DAILY = {"firewall", "hardening", "registry", "prometheus", "grafana"}
 class Stage:
     """One command of the run; ``root``: it builds machines; ``slow``: only with --all.
 
-    ``settings`` are added to its environment. ``beside``: it mostly waits for machines, so
-    two of these run at a time; their output comes when each has ended.
+    ``settings`` are added to its environment. ``alone``: it compares this machine before and
+    after; the others run two at a time, and their output comes when each has ended.
     """
 
     title: str
     command: tuple[str, ...]
     root: bool = False
     slow: bool = False
-    beside: bool = False
+    alone: bool = False
     settings: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What is this stage's own: two that run at a time clash in one home of Ansible."""
+        # A short name: ssh's sockets lie below, and their paths have a limit of 108 bytes.
+        name = Path([part for part in self.command if part[:1] != "-"][-1]).stem
+        return {"ANSIBLE_HOME": str(REPOSITORY / ".ansible" / name), **dict(self.settings)}
+
+
+def pytest(python: str, *arguments: str) -> tuple[str, ...]:
+    """A run of pytest that remembers its failures apart from the others."""
+    cache = arguments[0].removesuffix(".py")
+    return (python, "-m", "pytest", "-o", f"cache_dir=.pytest_cache/{cache}", *arguments)
 
 
 def roles() -> tuple[Stage, ...]:
@@ -74,58 +97,54 @@ def roles() -> tuple[Stage, ...]:
             (".venv/bin/molecule", "test", "-s", name),
             root=True,
             slow=name not in DAILY,
-            beside=True,
-            # Molecule installs the collection into Ansible's home: two at a time clash in one.
-            settings=(("ANSIBLE_HOME", str(REPOSITORY / ".ansible" / name)),),
         )
         for name in found
         if name not in APART
     )
 
 
+# The longest first: the last one then does not run on by itself.
 STAGES = (
-    Stage("inventory, roles and lab, without machines", (PYTHON, "-m", "pytest", "tests/unit")),
-    Stage(
-        "rules, alerts and dashboards, with a real Prometheus",
-        (PYTHON, "-m", "pytest", "tests/monitoring"),
-    ),
-    Stage(
-        "the deployment's manifests, without a cluster",
-        (PYTHON, "-m", "pytest", "tests/deploy", "--ignore=tests/deploy/test_checkov.py"),
-    ),
-    Stage(
-        "checkov over the deployment's manifests",
-        (PYTHON, "-m", "pytest", "tests/deploy/test_checkov.py"),
-        slow=True,
-    ),
-    Stage("the server on loopback", (SERVER_PYTHON, "-m", "pytest", "tests/server")),
     Stage(
         "molecule test -s site: check, converge, idempotence, verify",
         (".venv/bin/molecule", "test", "-s", "site"),
         root=True,
     ),
+    Stage("the server on loopback", pytest(SERVER_PYTHON, "tests/server")),
     *roles(),
+    Stage("inventory, roles and lab, without machines", pytest(PYTHON, "tests/unit")),
+    Stage("rules, alerts and dashboards, a real Prometheus", pytest(PYTHON, "tests/monitoring")),
     Stage(
-        "make up and make down", (PYTHON, "-m", "pytest", "tests/lab/test_make_up.py"), root=True
+        "the deployment's manifests, without a cluster",
+        pytest(PYTHON, "tests/deploy", "--ignore=tests/deploy/test_checkov.py"),
     ),
     Stage(
+        "checkov over the deployment's manifests",
+        pytest(PYTHON, "tests/deploy/test_checkov.py"),
+        slow=True,
+    ),
+    Stage("make up and make down", pytest(PYTHON, "tests/lab/test_make_up.py"), True, alone=True),
+    Stage(
         "100 faults into the server with each store",
-        (SERVER_PYTHON, "-m", "pytest", "tests/server/test_faults.py"),
+        pytest(SERVER_PYTHON, "tests/server/test_faults.py"),
         root=True,
         slow=True,
+        alone=True,
         settings=(("T2V_FAULT_ROUNDS", "100"),),
     ),
     Stage(
         "the site on the newest ansible-core",
-        (PYTHON, "-m", "pytest", "tests/lab/test_newest_core.py"),
+        pytest(PYTHON, "tests/lab/test_newest_core.py"),
         root=True,
         slow=True,
+        alone=True,
     ),
     Stage(
         "machines of every kind: vm with NFS, Python 2.7",
-        (PYTHON, "-m", "pytest", "tests/lab/test_kinds.py"),
+        pytest(PYTHON, "tests/lab/test_kinds.py"),
         root=True,
         slow=True,
+        alone=True,
     ),
 )
 
@@ -148,28 +167,77 @@ def install_programs() -> None:
         )
 
 
-def run(stage: Stage, environment: dict[str, str], slow: bool) -> tuple[str, str, float]:
-    """Run one stage; returns its title, how it ended, and seconds."""
+# What pytest, Ansible and molecule print where something failed.
+FAILURE = re.compile(r"^(FAILED|ERROR) \S+::|^fatal: \[|^failed: \[|^ERROR!|^CRITICAL |^E  ")
+MOST_FAILURES = 12
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a stage ended, after how many seconds, with the lines that say what failed."""
+
+    title: str
+    word: str
+    seconds: float = 0.0
+    failures: tuple[str, ...] = ()
+
+
+def run(stage: Stage, environment: dict[str, str], slow: bool) -> Result:
+    """Run one stage, and what failed in it once more: a test that passes then is named too."""
     if stage.slow and not slow:
-        return stage.title, "left out: make test-all", 0.0
+        return Result(stage.title, "left out: make test-all")
     if stage.root and os.geteuid() != 0:
-        return stage.title, "SKIPPED: needs root", 0.0
+        return Result(stage.title, "SKIPPED: needs root")
     print(f"\n==> {stage.title}", flush=True)
-    started = time.monotonic()
-    done = subprocess.run(
-        stage.command,
-        cwd=REPOSITORY,
-        env=environment | dict(stage.settings),
-        stdout=subprocess.PIPE if stage.beside else None,
-        stderr=subprocess.STDOUT if stage.beside else None,
-        check=False,
-        timeout=3600,
+    first = attempt(stage, stage.command, environment)
+    if first.word == PASSED or time.monotonic() - BEGAN > NO_SECOND_TRY_AFTER:
+        return first
+    print(f"\n==> {stage.title}: once more", flush=True)
+    second = attempt(stage, again(stage.command), environment)
+    word = PASSED_AGAIN if second.word == PASSED else second.word
+    return Result(
+        stage.title, word, first.seconds + second.seconds, first.failures + second.failures
     )
-    if stage.beside:
-        text = done.stdout.decode(errors="replace")
-        print(f"\n==> {stage.title}: its output\n{text}", flush=True)
-    word = "passed" if done.returncode == 0 else f"FAILED (status {done.returncode})"
-    return stage.title, word, time.monotonic() - started
+
+
+def again(command: tuple[str, ...]) -> tuple[str, ...]:
+    """The command for a second try: of pytest only what failed."""
+    if "pytest" in command:
+        return (*command, "--last-failed", "--last-failed-no-failures=all")
+    return command
+
+
+def attempt(stage: Stage, command: tuple[str, ...], environment: dict[str, str]) -> Result:
+    """Run it; what it prints is passed on, at once or, beside another one, when it has ended."""
+    started = time.monotonic()
+    lines = []
+    with subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env=environment | stage.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        watchdog = threading.Timer(STAGE_SECONDS, process.kill)
+        watchdog.start()
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            if stage.alone:
+                print(line, end="", flush=True)
+        status = process.wait()
+        watchdog.cancel()
+    seconds = time.monotonic() - started
+    if not stage.alone:
+        print(f"\n==> {stage.title}: its output\n{''.join(lines)}", flush=True)
+    if status == 0:
+        return Result(stage.title, PASSED, seconds)
+    said = [line.rstrip()[:400] for line in lines if FAILURE.match(line)]
+    if not said:
+        said = [line.rstrip()[:400] for line in lines[-MOST_FAILURES:]]
+    return Result(stage.title, f"FAILED (status {status})", seconds, tuple(said[-MOST_FAILURES:]))
 
 
 def main() -> int:
@@ -180,19 +248,24 @@ def main() -> int:
     # molecule looks for ansible's programs on the path, as in an activated environment.
     environment = {**os.environ, "PATH": f"{REPOSITORY}/.venv/bin:{os.environ['PATH']}"}
     if not sys.stdout.isatty():
-        environment |= {"NO_COLOR": "1", "PY_COLORS": "0", "ANSIBLE_NOCOLOR": "1"}
+        # pytest cuts what it says of a failed test at this width.
+        environment |= {"COLUMNS": "300", "NO_COLOR": "1", "PY_COLORS": "0", "ANSIBLE_NOCOLOR": "1"}
     install_programs()
-    results: list[tuple[str, str, float]] = []
-    for together, stages in itertools.groupby(STAGES, key=lambda stage: stage.beside):
-        with ThreadPoolExecutor(LANES if together else 1) as pool:
+    results: list[Result] = []
+    for alone, stages in itertools.groupby(STAGES, key=lambda stage: stage.alone):
+        with ThreadPoolExecutor(1 if alone else LANES) as pool:
             run_one = functools.partial(run, environment=environment, slow=options.all)
             results += pool.map(run_one, stages)
     print("\nStages:")
-    for title, word, seconds in results:
-        print(f"  {word:<24} {seconds:7.1f} s  {title}")
+    for result in results:
+        print(f"  {result.word:<24} {result.seconds:7.1f} s  {result.title}")
+    # Last, as a log that was cut short shows its end.
+    for result in results:
+        if result.failures:
+            print(f"\nWhat failed in: {result.title}", *result.failures, sep="\n  ")
     counts = [
-        sum(word.startswith(kind) for _, word, _ in results)
-        for kind in ("passed", "FAILED", "SKIPPED")
+        sum(result.word.startswith(kind) for result in results)
+        for kind in (PASSED, "FAILED", "SKIPPED")
     ]
     print("stages: {} passed, {} failed, {} skipped".format(*counts), flush=True)
     # In CI a stage that could not run is not a pass.

@@ -15,6 +15,9 @@ from pathlib import Path
 from lab.errors import LabError
 
 _ROOT = "t2v-lab"
+# In cgroup v1 every process outside of a group weighs as much as a whole group: beside a busy
+# build a lab of seven machines would get the processor time of one process.
+_SHARES = 8 * 1024
 
 
 def hierarchies() -> list[tuple[Path, bool]]:
@@ -54,6 +57,9 @@ def _make(mount: Path, version2: bool, group: Path) -> Path:
             # A new v1 cpuset is empty and refuses every process until it is filled.
             for name in ("cpuset.cpus", "cpuset.mems"):
                 (path / name).write_text((path.parent / name).read_text())
+        # The lab's own group, and the one of all labs; its machines share alike.
+        if (path / "cpu.shares").exists() and path.parent in (mount, mount / _ROOT):
+            (path / "cpu.shares").write_text(str(_SHARES))
     return path
 
 

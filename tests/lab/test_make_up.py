@@ -117,14 +117,6 @@ def test_it_ends_with_a_video_its_probe_and_the_times(
     assert re.search(r"^  total +\d+\.\d s$", end, re.MULTILINE)
 
 
-def test_the_same_again_changes_nothing_on_any_host(
-    first: subprocess.CompletedProcess[str],
-) -> None:
-    again = make("up")
-    assert again.returncode == 0
-    assert unchanged(again.stdout) >= HOSTS
-
-
 def test_status_and_ssh_reach_every_host(first: subprocess.CompletedProcess[str]) -> None:
     shown = make("status").stdout
     assert {line.split()[0] for line in shown.splitlines() if "ssh answers" in line} == HOSTS
@@ -142,7 +134,11 @@ def test_a_run_stopped_by_control_c_says_so_and_leaves_nothing_running(
     assert not cgroups.members(NAME, "run")
 
 
-def test_a_second_run_is_refused_and_a_killed_one_converges(
+def silent() -> set[str]:
+    return {line.split()[0] for line in make("status").stdout.splitlines() if "power off" in line}
+
+
+def test_a_second_run_is_refused_and_what_was_killed_comes_back(
     first: subprocess.CompletedProcess[str],
 ) -> None:
     with running_until("TASK [registry"):
@@ -153,10 +149,26 @@ def test_a_second_run_is_refused_and_a_killed_one_converges(
     # Its ansible-playbook goes on; the next run ends it before it begins.
     orphans = set(cgroups.members(NAME, "run"))
     assert orphans
+    # And a machine of its hosts is killed.
+    for pid in cgroups.members(NAME, "supervisor-harbor"):
+        os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while "harbor" not in silent() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert "harbor" in silent()
     after = make("up")
     assert after.returncode == 0
+    assert not silent()
     assert "Video generated at" in after.stdout
     assert not orphans & set(cgroups.members(NAME, "run"))
+
+
+def test_the_same_again_changes_nothing_on_any_host(
+    first: subprocess.CompletedProcess[str],
+) -> None:
+    again = make("up")
+    assert again.returncode == 0
+    assert unchanged(again.stdout) >= HOSTS
 
 
 def test_a_host_that_is_off_stops_the_run_before_any_host_is_changed(
@@ -185,22 +197,6 @@ def test_one_layer_alone_can_be_run_by_its_tag(first: subprocess.CompletedProces
     # Ansible checks the arguments of every role, whatever the tags; nothing more may run.
     roles = set(re.findall(r"^TASK \[(\w+) : (?!Validating)", done.stdout, re.MULTILINE))
     assert roles == {"edge", "packages"}
-
-
-def test_a_machine_that_was_killed_is_powered_on_again(
-    first: subprocess.CompletedProcess[str],
-) -> None:
-    for pid in cgroups.members(NAME, "supervisor-harbor"):
-        os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + 30
-    while "harbor" not in silent() and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert make("up").returncode == 0
-    assert not silent()
-
-
-def silent() -> set[str]:
-    return {line.split()[0] for line in make("status").stdout.splitlines() if "power off" in line}
 
 
 def test_down_leaves_the_machine_as_it_was(

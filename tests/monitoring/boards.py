@@ -48,10 +48,12 @@ def sent(expr: str, interval: str = "4s") -> str:
     return expr
 
 
-def expressions() -> list[Expression]:
-    """Every query of every panel."""
+def expressions(interval: str = "4s") -> list[Expression]:
+    """Every query of every panel; ``interval`` is what Grafana makes of `$__rate_interval`."""
     return [
-        Expression(board["uid"], panel["title"], target["legendFormat"], sent(target["expr"]))
+        Expression(
+            board["uid"], panel["title"], target["legendFormat"], sent(target["expr"], interval)
+        )
         for board in boards()
         for panel in panels(board)
         for target in panel["targets"]

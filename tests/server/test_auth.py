@@ -797,7 +797,7 @@ def test_requests_share_a_fetch_and_none_waits_longer_than_its_timeout(
 ) -> None:
     monkeypatch.setattr(auth, "_FETCH_SECONDS", 0.5)
     authenticator = with_key_server(key_server.url)
-    key_server.delay = 1.5
+    key_server.delay = 4.0
     codes: list[str] = []
 
     def ask() -> None:
@@ -809,7 +809,7 @@ def test_requests_share_a_fetch_and_none_waits_longer_than_its_timeout(
         thread.start()
     for thread in threads:
         thread.join()
-    assert time.monotonic() - began < 1.4
+    assert time.monotonic() - began < 3.5
     assert codes == ["token_keys_unavailable"] * 8
     assert key_server.fetches == 1
 
@@ -822,14 +822,14 @@ def test_known_keys_do_not_wait_for_a_slow_fetch(
     authenticator = with_key_server(key_server.url)
     authenticator.client(signed())
     monkeypatch.setattr(auth, "_FRESH_SECONDS", fresh_seconds)
-    key_server.delay = 2.0
+    key_server.delay = 4.0
     thread = threading.Thread(target=lambda: refusal(authenticator, signed("two")))
     thread.start()
     while key_server.fetches < 2:
         time.sleep(0.01)
     began = time.monotonic()
     assert authenticator.client(signed()).name == "jwt:studio"
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 3.0
     thread.join()
 
 

