@@ -48,7 +48,8 @@ _CONTAINER = ("python3", "python3-pip", "ca-certificates")
 _TORCH_LOCK = REPOSITORY / "files/server/requirements-torch-cpu.txt"
 
 # What firmware and a kernel of its own would give a machine, and nspawn does not: writable
-# control groups for its container engine, /dev/kmsg for the kubelet.
+# control groups for its container engine, /dev/kmsg for the kubelet, and the settings of the
+# kernel that a kubelet writes: private copies, so that this machine's stay as they are.
 _HOST_UNIT = """\
 [Unit]
 Description=Give this machine what a kernel of its own would have given it
@@ -61,7 +62,11 @@ Type=oneshot
 RemainAfterExit=yes
 ExecStart=/bin/sh -c 'for m in /sys/fs/cgroup /sys/fs/cgroup/*; do \\
   mountpoint -q "$m" && mount -o remount,bind,rw "$m"; done; \\
-  [ -e /dev/kmsg ] || mknod /dev/kmsg c 1 11; true'
+  [ -e /dev/kmsg ] || mknod /dev/kmsg c 1 11; \\
+  mkdir -p /run/t2v-sysctl; cd /proc/sys; for f in vm/overcommit_memory vm/panic_on_oom \\
+  kernel/panic kernel/panic_on_oops kernel/keys/root_maxkeys kernel/keys/root_maxbytes; do \\
+  c=/run/t2v-sysctl/$(echo $$f | tr / .); mountpoint -q $$f || { cat $$f > $$c && mount --bind $$c \
+$$f; }; done; true'
 
 [Install]
 WantedBy=sysinit.target

@@ -19,8 +19,9 @@ from lab.network import inside
 from lab.settings import REPOSITORY, VIRTUAL, Paths, Scenario
 from lab.shell import run, succeeds
 
-# A container engine stacks file systems of its own, which needs a plain directory below.
-_VOLUMES = ("/var/lib/docker", "/var/lib/containerd")
+# A container engine stacks file systems of its own, which needs a plain directory below; a kubelet
+# asks how full the disk below it is, and etcd waits for it.
+_VOLUMES = ("/var/lib/docker", "/var/lib/containerd", "/var/lib/kubelet", "/var/lib/etcd")
 _DISK_BYTES = 8 * 1024**3
 
 

@@ -141,6 +141,7 @@ class Cluster:
 
 def add_node(cluster: Cluster, name: str, gpus: int) -> None:
     """A node without a kubelet; one with no GPU is the control plane."""
+    path = cluster.path("Node", name)
     taint = {"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"}
     cluster.create(
         "Node",
@@ -148,14 +149,15 @@ def add_node(cluster: Cluster, name: str, gpus: int) -> None:
             "apiVersion": "v1",
             "kind": "Node",
             "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}},
-            "spec": {} if gpus else {"taints": [taint]},
         },
     )
     room = {"cpu": "8", "memory": "32Gi", "ephemeral-storage": "100Gi", "pods": "110"}
     if gpus:
         room["nvidia.com/gpu"] = str(gpus)
+    # What the API server adds to a new node goes when its kubelet has reported.
+    cluster.merge(path, {"spec": {"taints": [] if gpus else [taint]}})
     cluster.merge(
-        f"{cluster.path('Node', name)}/status",
+        f"{path}/status",
         {
             "status": {
                 "capacity": room,

@@ -16,8 +16,6 @@ ENVIRONMENT = ROOT / ".venv-checkov"
 
 # (check, object): why it does not have to meet the check.
 WAIVED = {
-    ("CKV_K8S_15", "wan22-t2v-deployment"): "always pull: a digest never names another image, and"
-    " the nodes have it before",
     ("CKV_K8S_15", "wan22-redis"): "always pull: the tag is a release's, and a node without a way"
     " to the registry still restarts",
     ("CKV_K8S_43", "wan22-redis"): "digest: an offline site's registry may have another for the"

@@ -1,0 +1,397 @@
+"""A real cluster, seen from outside: by kubectl's eyes, from pods, and after a plug was pulled.
+
+It comes from a bundle (docs/bundle.md), whose directory BUNDLE names; without one all tests are
+skipped and say so.
+"""
+
+import base64
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lab.settings import Paths
+from machines import Machines
+from playbooks import WHOLE, changed, sentences
+
+BUNDLE = os.environ.get("BUNDLE", "")
+pytestmark = pytest.mark.skipif(
+    not BUNDLE, reason="BUNDLE names no directory: no cluster was made, nothing was looked at"
+)
+STATE = Paths(os.environ["T2V_LAB"]).state
+KUBECONFIG = STATE / "controller/kubeconfig"
+KUBECTL = f"{BUNDLE}/bin/kubectl"
+MIRROR = "192.168.0.34:5001/ai/mirror"
+
+
+def kubectl(machines: Machines, *arguments: str, stdin: str = "", check: bool = True) -> str:
+    """What kubectl prints on the controller, which is in the site's network."""
+    done = subprocess.run(
+        machines.inside([KUBECTL, f"--kubeconfig={KUBECONFIG}", *arguments]),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert not check or done.returncode == 0, done.stderr
+    return done.stdout if check else done.stdout + done.stderr
+
+
+def objects(machines: Machines, *arguments: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(kubectl(machines, "get", *arguments, "-o", "json"))[
+        "items"
+    ]
+    return found
+
+
+def ready(machines: Machines) -> set[str]:
+    return {
+        node["metadata"]["name"]
+        for node in objects(machines, "nodes")
+        for condition in node["status"]["conditions"]
+        if condition["type"] == "Ready" and condition["status"] == "True"
+    }
+
+
+def wait(what: Callable[[], bool], seconds: float = 180) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if what():
+                return True
+        except (AssertionError, subprocess.TimeoutExpired, json.JSONDecodeError):
+            pass
+        time.sleep(1)
+    return False
+
+
+def web(image: str) -> str:
+    """Two pods on two nodes, a Service with a NodePort; they answer with their node's name."""
+    pod = {
+        "topologySpreadConstraints": [
+            {
+                "maxSkew": 1,
+                "topologyKey": "kubernetes.io/hostname",
+                "whenUnsatisfiable": "DoNotSchedule",
+                "labelSelector": {"matchLabels": {"app": "web"}},
+            }
+        ],
+        "terminationGracePeriodSeconds": 1,
+        "containers": [
+            {
+                "name": "web",
+                "image": image,
+                "command": ["perl", "-e", SERVER],
+                "env": [
+                    {"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}
+                ],
+                "readinessProbe": {"tcpSocket": {"port": 8080}, "periodSeconds": 1},
+            }
+        ],
+    }
+    deployment = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "web", "namespace": "default"},
+        "spec": {
+            "replicas": 2,
+            "selector": {"matchLabels": {"app": "web"}},
+            "template": {"metadata": {"labels": {"app": "web"}}, "spec": pod},
+        },
+    }
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "web", "namespace": "default"},
+        "spec": {
+            "type": "NodePort",
+            "selector": {"app": "web"},
+            "ports": [{"port": 80, "targetPort": 8080, "nodePort": 31090}],
+        },
+    }
+    return yaml.safe_dump_all([deployment, service])
+
+
+# The images of a bundle have no web server that is sure to be there; Debian's have perl.
+SERVER = """
+use IO::Socket::INET; $| = 1;
+my $l = IO::Socket::INET->new(LocalPort => 8080, Listen => 9, ReuseAddr => 1) or die;
+while (my $c = $l->accept) { while (<$c>) { last if /^\\r?$/ }
+  my $b = "$ENV{NODE}\\n";
+  print $c "HTTP/1.0 200 OK\\r\\nContent-Length: " . length($b) . "\\r\\n\\r\\n$b"; close $c }
+"""
+# The same of the client, by a name of the cluster's DNS.
+CLIENT = """
+use IO::Socket::INET;
+my $s = IO::Socket::INET->new(PeerAddr => "web.default.svc.cluster.local", PeerPort => 80,
+  Timeout => 5) or die "no answer: $@";
+print $s "GET / HTTP/1.0\\r\\n\\r\\n"; print <$s>;
+"""
+
+
+def image_with_perl() -> str:
+    """The bundle's kube-proxy image, where it has a shell's worth of programs."""
+    index = yaml.safe_load(Path(BUNDLE, "index.yml").read_text())
+    return f"{MIRROR}/registry.k8s.io/kube-proxy:v{index['kubernetes_version']}"
+
+
+@pytest.fixture(scope="module")
+def deployed(machines: Machines) -> None:
+    """The two pods run."""
+    kubectl(machines, "apply", "-f", "-", stdin=web(image_with_perl()))
+    kubectl(machines, "rollout", "status", "deployment/web", "--timeout=100s")
+
+
+def test_every_node_is_ready_and_of_the_bundle_s_version(machines: Machines) -> None:
+    assert ready(machines) == {"master", "worker1", "worker2"}
+    version = yaml.safe_load(Path(BUNDLE, "index.yml").read_text())["kubernetes_version"]
+    nodes = objects(machines, "nodes")
+    assert {node["status"]["nodeInfo"]["kubeletVersion"] for node in nodes} == {f"v{version}"}
+    assert {
+        node["metadata"]["name"]
+        for node in nodes
+        if "node-role.kubernetes.io/control-plane" in node["metadata"]["labels"]
+    } == {"master"}
+
+
+def test_all_images_come_out_of_the_site_s_registry(machines: Machines) -> None:
+    pods = objects(machines, "pods", "-A")
+    images = {one["image"] for pod in pods for one in pod["spec"]["containers"]}
+    assert images
+    registry = MIRROR.split("/")[0]
+    assert all(image.startswith(f"{registry}/") for image in images), images
+
+
+def test_the_kubeconfig_is_its_owner_s_alone() -> None:
+    assert KUBECONFIG.stat().st_mode & 0o777 == 0o600
+
+
+def test_no_token_is_left(machines: Machines) -> None:
+    assert machines.ssh("master", "kubeadm token list -o json").decode().strip() == ""
+    left = set(machines.ssh("worker1", "ls /etc/kubernetes").decode().split())
+    assert left - {"manifests"} == {"kubelet.conf", "pki"}
+
+
+def test_kubelets_serve_with_the_cluster_s_certificate(machines: Machines) -> None:
+    command = (
+        "openssl s_client -connect {}:10250 -CAfile /etc/kubernetes/pki/ca.crt"
+        " -verify_return_error </dev/null 2>&1 | grep 'Verify return code'"
+    )
+    for host in ("master", "worker1", "worker2"):
+        said = machines.ssh("master", command.format(machines.address(host))).decode()
+        assert "Verify return code: 0 (ok)" in said
+
+
+def test_pods_spread_over_the_workers(machines: Machines, deployed: None) -> None:
+    pods = objects(machines, "pods", "-l", "app=web")
+    assert sorted(pod["spec"]["nodeName"] for pod in pods) == ["worker1", "worker2"]
+
+
+def test_a_service_is_found_by_name_and_by_the_port_of_every_node(
+    machines: Machines, deployed: None
+) -> None:
+    for pod in objects(machines, "pods", "-l", "app=web"):
+        seen = {
+            kubectl(machines, "exec", pod["metadata"]["name"], "--", "perl", "-e", CLIENT).split()[
+                -1
+            ]
+            for _ in range(12)
+        }
+        # Both: the other one is reached over the pods' network.
+        assert seen == {"worker1", "worker2"}
+    for host in ("master", "worker1", "worker2"):
+        done = subprocess.run(
+            machines.inside(["curl", "-sS", "-m5", f"http://{machines.address(host)}:31090/"]),
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.strip() in ("worker1", "worker2"), done.stderr
+
+
+def test_a_second_run_changes_nothing(machines: Machines) -> None:
+    assert changed(machines.run_playbook("playbooks/cluster.yml", **WHOLE)) == 0
+
+
+def test_a_worker_that_loses_its_power_comes_back(machines: Machines, deployed: None) -> None:
+    machines.power("off", "worker2")
+    machines.power("on", "worker2")
+    assert wait(lambda: "worker2" in ready(machines))
+    kubectl(machines, "rollout", "status", "deployment/web", "--timeout=150s")
+
+    def answered() -> bool:
+        done = subprocess.run(
+            machines.inside(["curl", "-sS", "-m5", f"http://{machines.address('worker2')}:31090/"]),
+            capture_output=True,
+            text=True,
+        )
+        return done.stdout.strip() in ("worker1", "worker2")
+
+    assert wait(answered)
+
+
+def test_a_worker_that_was_killed_while_joining_is_made_anew(machines: Machines) -> None:
+    """As after a run that ended between kubeadm's first step and its last."""
+    machines.ssh("worker2", "echo begun > /var/lib/sanchuang-t2v/kubernetes-node")
+    assert changed(machines.run_playbook("playbooks/cluster.yml", **WHOLE)) > 0
+    assert wait(lambda: ready(machines) == {"master", "worker1", "worker2"})
+
+
+def test_a_damaged_bundle_is_refused(machines: Machines, tmp_path: Path) -> None:
+    copy = tmp_path / "bundle"
+    for path in Path(BUNDLE).rglob("*"):
+        target = copy / path.relative_to(BUNDLE)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            target.symlink_to(path)
+    (copy / "bin/kubectl").unlink()
+    (copy / "bin/kubectl").write_text("cut off")
+    done = machines.run_playbook("playbooks/cluster.yml", "-e", f"t2v_bundle={copy}", **WHOLE)
+    assert done.returncode != 0
+    assert sentences(done)[-1].startswith(f"{copy} is not whole: bin/kubectl: FAILED")
+
+
+def test_a_backup_brings_back_what_was_removed(machines: Machines) -> None:
+    kubectl(machines, "create", "configmap", "kept", "--from-literal=word=dog")
+    file = STATE / "controller/backups/test.tgz"
+    done = machines.run_playbook(
+        "playbooks/backup.yml", "-e", f"kubernetes_control_plane_backup_file={file}", **WHOLE
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert file.stat().st_mode & 0o777 == 0o600
+    kubectl(machines, "delete", "configmap", "kept")
+    done = machines.run_playbook("playbooks/restore.yml", "-e", f"backup={file}", **WHOLE)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert wait(lambda: kubectl(machines, "get", "configmap", "kept", "-o", "name") != "")
+    assert wait(lambda: ready(machines) == {"master", "worker1", "worker2"})
+
+
+def live(machines: Machines) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(
+        kubectl(machines, "-n", "t2v", "get", "deployment", "wan22-t2v-deployment", "-o", "json")
+    )
+    return found
+
+
+def test_the_service_is_deployed_by_digest_with_a_pod_on_each_worker(machines: Machines) -> None:
+    """STAND-IN: its image is busybox' web server (molecule/kubernetes/service.yml)."""
+    recorded = json.loads((STATE / "controller/image.json").read_text())
+    (container,) = live(machines)["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == recorded["image"]
+    pods = objects(machines, "pods", "-n", "t2v", "-l", "app=wan22-t2v")
+    assert sorted(pod["spec"]["nodeName"] for pod in pods) == ["worker1", "worker2"]
+    (claim,) = [
+        one
+        for one in objects(machines, "pvc", "-n", "t2v")
+        if one["metadata"]["name"] == "pvc-video-output"
+    ]
+    assert claim["status"]["phase"] == "Bound"
+    for host in ("master", "worker1", "worker2"):
+        done = subprocess.run(
+            machines.inside(["curl", "-sS", "-m5", f"http://{machines.address(host)}:31080/"]),
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout == "stand-in\n", done.stderr
+
+
+def test_its_jobs_redis_answers(machines: Machines) -> None:
+    asked = 'REDISCLI_AUTH="$(cat /etc/redis/password)" redis-cli ping'
+    said = kubectl(machines, "-n", "t2v", "exec", "wan22-redis-0", "--", "sh", "-c", asked)
+    assert said.strip() == "PONG"
+
+
+def test_a_rollout_that_fails_is_taken_back(machines: Machines) -> None:
+    before = live(machines)["spec"]["template"]["spec"]["containers"][0]["image"]
+    done = machines.run_playbook(
+        "playbooks/deploy.yml",
+        *("-e", f"t2v_deploy_image_record={STATE}/controller/broken.json"),
+        *("-e", "t2v_deploy_rollout_seconds=45"),
+        **WHOLE,
+    )
+    assert done.returncode != 0
+    assert sentences(done)[-1].endswith("What rolled out last was applied again.")
+    assert live(machines)["spec"]["template"]["spec"]["containers"][0]["image"] == before
+    assert wait(lambda: live(machines)["status"].get("availableReplicas") == 2)
+
+
+def as_account(machines: Machines, directory: Path, token: str, *arguments: str) -> str:
+    """What kubectl says to somebody who has nothing but this token."""
+    authority = directory / "ca.crt"
+    (secret,) = [
+        one
+        for one in objects(machines, "secrets", "-n", "t2v-monitoring")
+        if one["metadata"]["name"] == "prometheus-token"
+    ]
+    authority.write_bytes(base64.b64decode(secret["data"]["ca.crt"]))
+    done = subprocess.run(
+        machines.inside(
+            [
+                *(KUBECTL, "--kubeconfig=/dev/null", "--server=https://192.168.0.20:6443"),
+                *(f"--certificate-authority={authority}", f"--token={token}", *arguments),
+            ]
+        ),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return done.stdout + done.stderr
+
+
+def test_prometheus_account_reads_metrics_and_nothing_else(
+    machines: Machines, tmp_path: Path
+) -> None:
+    secret = json.loads(
+        kubectl(machines, "-n", "t2v-monitoring", "get", "secret", "prometheus-token", "-o", "json")
+    )
+    token = base64.b64decode(secret["data"]["token"]).decode()
+
+    def ask(path: str) -> str:
+        return as_account(machines, tmp_path, token, "get", "--raw", path)
+
+    assert {one["metadata"]["name"] for one in json.loads(ask("/api/v1/nodes"))["items"]} == {
+        *("master", "worker1", "worker2")
+    }
+    pods = json.loads(ask("/api/v1/namespaces/t2v/pods?labelSelector=app=wan22-t2v"))["items"]
+    assert len(pods) == 2
+    # As Prometheus scrapes it: through the API server's proxy.
+    name = pods[0]["metadata"]["name"]
+    assert ask(f"/api/v1/namespaces/t2v/pods/{name}:8080/proxy/ready") == "stand-in\n"
+    assert "forbidden" in ask("/api/v1/namespaces/t2v/secrets").lower()
+    assert "forbidden" in ask("/api/v1/namespaces/kube-flannel/pods/x:8080/proxy/").lower()
+    # The kubelet itself, its certificate checked against the cluster's CA.
+    done = subprocess.run(
+        machines.inside(
+            [
+                *("curl", "-sS", "-m10", "--cacert", str(tmp_path / "ca.crt")),
+                *("-H", f"Authorization: Bearer {token}"),
+                "https://192.168.0.21:10250/metrics/cadvisor",
+            ]
+        ),
+        capture_output=True,
+        text=True,
+    )
+    assert "container_cpu_usage_seconds_total" in done.stdout, done.stderr
+
+
+def test_an_account_without_rights_sees_nothing(machines: Machines, tmp_path: Path) -> None:
+    token = kubectl(machines, "create", "token", "default", "-n", "default").strip()
+    said = as_account(machines, tmp_path, token, "get", "--raw", "/api/v1/nodes")
+    assert "forbidden" in said.lower()
+
+
+def test_metrics_server_checks_the_kubelets_and_has_figures(machines: Machines) -> None:
+    if not [one for one in objects(machines, "pods", "-A") if "metrics-server" in str(one)]:
+        pytest.skip("the bundle has no image of metrics-server")
+    assert wait(lambda: "worker2" in kubectl(machines, "top", "nodes"))
+    (deployment,) = [
+        one
+        for one in objects(machines, "deployments", "-n", "kube-system")
+        if one["metadata"]["name"] == "metrics-server"
+    ]
+    assert "insecure" not in str(deployment["spec"]["template"]["spec"]["containers"][0]["args"])
