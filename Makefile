@@ -91,6 +91,7 @@ lint: .venv/installed .venv-server/installed ## ansible-lint, yamllint, ruff, my
 	MYPYPATH=tests/roles $(BIN)/mypy tests/roles
 	MYPYPATH=tests/monitoring $(BIN)/mypy tests/monitoring roles/grafana/files/dashboards.py
 	MYPYPATH=tests/deploy $(BIN)/mypy tests/deploy
+	MYPYPATH=tests/kubernetes $(BIN)/mypy tests/kubernetes
 	$(SERVER_BIN)/ruff check --config files/server/pyproject.toml files/server tests/server
 	$(SERVER_BIN)/ruff format --check --config files/server/pyproject.toml files/server tests/server
 	$(SERVER_BIN)/mypy --config-file files/server/pyproject.toml files/server/t2v_server tests/server

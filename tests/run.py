@@ -119,6 +119,10 @@ STAGES = (
         pytest(PYTHON, "tests/deploy", "--ignore=tests/deploy/test_checkov.py"),
     ),
     Stage(
+        "the cluster's configuration and its bundle, without a cluster",
+        pytest(PYTHON, "tests/kubernetes"),
+    ),
+    Stage(
         "checkov over the deployment's manifests",
         pytest(PYTHON, "tests/deploy/test_checkov.py"),
         slow=True,
