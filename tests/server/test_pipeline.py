@@ -255,6 +255,10 @@ def test_the_embedding_cache_keeps_its_bound_and_knows_revisions() -> None:
         assert found is not None
         assert torch.equal(found, one)
     assert cache.num_bytes == 10 * 8 * 4 * 2
+    cache.get("b")
+    cache.put("d", kept[0])  # in the place of the one that was used least recently, not first
+    assert cache.get("c") is None
+    assert cache.get("b") is not None
     cache.put("long", embedding(400))  # more than the bound: not kept, and nothing is dropped
     assert cache.get("long") is None
     assert cache.get("b") is not None
@@ -297,7 +301,8 @@ def test_few_steps_are_those_of_the_distillation() -> None:
 
 def tiny_decoder(path: Path) -> TinyDecoder:
     torch.manual_seed(0)
-    state = {name: one * 0.5 for name, one in TinyDecoder().state_dict().items()}
+    # So large that what is far back in time still shows in a byte.
+    state = {name: one * 1.6 for name, one in TinyDecoder().state_dict().items()}
     state["encoder.0.weight"] = torch.zeros(1)  # the file has both halves
     save_file(state, path)
     return load_tiny_decoder(path, torch.float32)
