@@ -40,10 +40,10 @@ make_venv() { \
 }; make_venv
 endef
 
-.PHONY: help root up down status ssh playbook serve test test-all lint docs dashboards lock clean
+.PHONY: help root up down status ssh playbook serve bench-engine test test-all lint docs dashboards lock clean
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 root:
 	@[ "$$(id -u)" = 0 ] || { echo "ERROR: the hosts are built with namespaces and machines, which only root may; run it as root (for example 'sudo make up')" >&2; exit 1; }
@@ -71,6 +71,11 @@ serve: .venv-server/installed ## run the server here, without root, with the tin
 	@echo "Videos go to $(VIDEOS); Ctrl-C ends it."
 	@cd files/server && T2V_OUTPUT_DIR="$(VIDEOS)" T2V_STATE_DIR="$(STATE)/server" \
 	  exec ../../$(SERVER_BIN)/python -m t2v_server serve
+
+bench-engine: export T2V_BENCH_OUTPUT ?= $(STATE)/bench
+bench-engine: $(if $(T2V_BENCH_PYTHON),,.venv-server/installed) ## measure the engine beside diffusers: full size on a GPU, else a small clone
+	@cd files/server && PYTHONPATH=. $(or $(T2V_BENCH_PYTHON),../../$(SERVER_BIN)/python) \
+	  -m t2v_server bench --output "$$T2V_BENCH_OUTPUT" $(ARGS)
 
 test: lint ## everything that CI runs (as root: the hosts are built)
 	@$(BIN)/python tests/run.py

@@ -39,7 +39,8 @@ MAY_IMPORT = {
     "gunicorn.conf": {"app", "config", "logs", "metrics", "processes", "supervisor"},
     "make": {"api", "checkpoint", "client", "config", "engine", "jobs", "profiles"},
     "doctor": {
-        "api", "checkpoint", "config", "jobs", "profiles", "serve", "storage", "__version__",
+        "api", "checkpoint", "config", "gpu", "jobs", "profiles", "serve", "storage",
+        "__version__",
     },
     "cli": {
         "api", "checkpoint", "config", "doctor", "engine", "logs", "make", "profiles", "serve",

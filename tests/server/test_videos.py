@@ -123,6 +123,30 @@ def test_an_image_that_is_no_file_is_refused_and_not_ignored(api: Server) -> Non
     assert (answer.status, answer.json()["error"]["param"]) == (400, "input_reference")
 
 
+def test_what_may_be_asked_follows_from_the_profile(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    with Server.start(
+        tmp_path / "videos", T2V_PROFILE="t4-turbo",
+        T2V_WIDTH="64", T2V_HEIGHT="64", T2V_FRAMES="5",
+    ) as server:  # fmt: skip
+        server.wait_until_ready()
+        model = server.get("/v1/models").json()["data"][0]
+        assert (model["limits"]["min_steps"], model["limits"]["max_steps"]) == (3, 3)
+        assert model["limits"]["max_guidance_scale"] == 1
+        assert (model["profile"]["name"], model["input_reference"]) == ("t4-turbo", False)
+        assert model["profile"]["quality"].startswith("reduced: ")
+
+        refused = server.post_json("/v1/videos", {"prompt": "a", "num_inference_steps": 50})
+        assert refused.json()["error"]["message"] == "num_inference_steps must be 3, not 50"
+        encoded = io.BytesIO()
+        Image.new("RGB", (64, 64)).save(encoded, "PNG")
+        image = server.request("POST", "/v1/videos", *form_with(encoded.getvalue()))
+        assert (image.status, image.json()["error"]["param"]) == (400, "input_reference")
+        done = server.wait_for_job(server.create("a dog"))
+        assert (done["status"], done["num_inference_steps"]) == ("completed", 3)
+        assert server.metric("t2v_profile_expected_seconds", profile="t4-turbo") == 15
+
+
 def test_ranges_and_etags_of_the_content(api: Server) -> None:
     job = api.wait_for_job(api.create("a dog"))
     url, whole = f"/v1/videos/{job['id']}/content", (api.output_dir / job["file_name"]).read_bytes()

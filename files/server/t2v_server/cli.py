@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_generate(commands)
     _add_model(commands)
     _add_doctor(commands)
+    _add_bench(commands)
     _add_key(commands)
     engine = commands.add_parser("engine")  # the supervisor's; without help, so not listed
     engine.add_argument("--index", type=int, required=True)
@@ -120,6 +121,28 @@ def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     command.set_defaults(run=_doctor)
 
 
+def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "bench",
+        help="measure our pipeline beside diffusers' own, on random weights",
+        description="Times and peaks of memory of each, and what each optimisation changes; exits "
+        "with 1 if a goal for GPUs is missed.",
+    )
+    command.add_argument("--output", default="bench", help="directory for bench.json and bench.svg")
+    command.add_argument(
+        "--clone", choices=("auto", "tiny", "mid", "full"), default="auto",
+        help="auto: full on a GPU, else mid",
+    )  # fmt: skip
+    command.add_argument("--steps", type=int, help="denoising steps, to be done sooner")
+    command.add_argument(
+        "--variant", action="append", default=[], choices=("stock", "ours", "few-step", "t4"),
+        help="only this one (repeatable)",
+    )  # fmt: skip
+    for mine in ("--measure", "--model"):
+        command.add_argument(mine, help=argparse.SUPPRESS)
+    command.set_defaults(run=_bench)
+
+
 def _add_key(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     key = commands.add_parser("key", help="API keys for T2V_API_KEYS_FILE")
     actions = key.add_subparsers(dest="action", required=True, metavar="new")
@@ -182,6 +205,19 @@ def _doctor(_options: argparse.Namespace) -> int:
     from t2v_server.doctor import examine
 
     return examine(os.environ)
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from t2v_server.engine import bench
+
+    output = Path(options.output)
+    if options.measure:
+        return bench.measure(
+            options.measure, options.clone, options.steps, output, Path(options.model)
+        )
+    return bench.bench(output, options.clone, options.steps, options.variant)
 
 
 def _new_key(options: argparse.Namespace) -> int:

@@ -46,6 +46,7 @@ DEFAULTS: Mapping[str, str] = {
     "T2V_BLOCK_CACHE_THRESHOLD": "0.08",
     "T2V_LORA": NOTHING,
     "T2V_LORA_SCALE": "1",
+    "T2V_TINY_DECODER": NOTHING,
     "T2V_ENCODER": "auto",
     "T2V_WIDTH": FROM_PROFILE,
     "T2V_HEIGHT": FROM_PROFILE,
@@ -131,6 +132,7 @@ class EngineSettings:
     block_cache_threshold: float
     lora: Path | None
     lora_scale: float
+    tiny_decoder: Path | None
     encoder: str
 
 
@@ -260,6 +262,7 @@ class Settings:
                 block_cache_threshold=read.number("T2V_BLOCK_CACHE_THRESHOLD", 0.0001, 1, 0.08),
                 lora=read.file("T2V_LORA"),
                 lora_scale=read.number("T2V_LORA_SCALE", -10, 10, 1.0),
+                tiny_decoder=read.file("T2V_TINY_DECODER"),
                 encoder=read.choice("T2V_ENCODER", ENCODERS),
             ),
             video=video,

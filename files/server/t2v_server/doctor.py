@@ -6,16 +6,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from t2v_server import __version__
 from t2v_server.checkpoint.errors import CheckpointError
 from t2v_server.checkpoint.manifest import read_manifest, verify
 from t2v_server.config import ConfigError, Settings, unknown_variables
+from t2v_server.gpu import smallest_gpu_bytes
 from t2v_server.jobs.ids import IdFactory
 from t2v_server.jobs.open import SQLITE_FILE, open_store
 from t2v_server.jobs.store import StoreUnavailable
-from t2v_server.profiles import TINY_MODEL
+from t2v_server.profiles import GIB, TINY_MODEL
 from t2v_server.storage.videos import StorageError, VideoStore
 
 _IMPORT_SECONDS = 120
@@ -60,6 +62,7 @@ def _looks(settings: Settings) -> Iterator[tuple[str, Callable[[], str]]]:
     if settings.clients.authenticated:
         yield "clients", lambda: _clients(settings)
     yield "ffmpeg", _ffmpeg
+    yield "profile", lambda: _profile(settings)
     if settings.engines:
         yield "PyTorch", lambda: _torch(settings)
         yield "model", lambda: _model(settings)
@@ -144,6 +147,42 @@ def _ffmpeg() -> str:
     import imageio_ffmpeg
 
     return str(imageio_ffmpeg.get_ffmpeg_version())
+
+
+def _profile(settings: Settings) -> str:
+    profile = settings.engine.profile
+    expected, video = profile.expected, settings.video
+    gpu = smallest_gpu_bytes() if expected.gpu_bytes and settings.engines else None
+    if gpu is not None and settings.engine.device != "cpu" and gpu < expected.gpu_bytes:
+        raise _Unfit(
+            f"{profile.name} takes {expected.gpu_bytes / GIB:.1f} GiB of GPU memory, and this GPU "
+            f"has {gpu / GIB:.1f}: set T2V_PROFILE to a smaller one, or to auto"
+        )
+    host = _host_bytes()
+    if settings.engines and host is not None and host < expected.host_bytes * settings.engines:
+        raise _Unfit(
+            f"{profile.name} takes {expected.host_bytes / GIB:.0f} GiB of memory for each engine, "
+            f"and there are {host / GIB:.1f}: raise the limit, or set T2V_PROFILE to a smaller one"
+        )
+    steps = "step" if video.num_inference_steps == 1 else "steps"
+    return (
+        f"{profile.name}, {profile.quality} quality: {video.width}x{video.height}, "
+        f"{video.num_frames} frames, {video.num_inference_steps} {steps}; of its defaults it "
+        f"expects {expected.seconds:g} s ({expected.source})"
+    )
+
+
+def _host_bytes() -> int | None:
+    """What this process may use: the container's limit, or the host's memory."""
+    limits = []
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            limits.append(int(Path(path).read_text()))
+        except (OSError, ValueError):
+            continue
+    with suppress(OSError, ValueError):
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return min(limits, default=None)
 
 
 def _torch(settings: Settings) -> str:

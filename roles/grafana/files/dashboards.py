@@ -400,9 +400,14 @@ def service() -> Json:
                 ),
                 graph(
                     "Generating",
-                    "Time in the pipeline of the jobs of the hour before: text, denoising, VAE.",
+                    "Time in the pipeline, of the jobs of the hour before: text, denoising, VAE; "
+                    "and what the profile expects of its defaults.",
                     "s",
                     *quantiles("t2v_generation_duration_seconds", SERVERS, "1h"),
+                    query(
+                        "max by (profile) (t2v_profile_expected_seconds{" + SERVERS + "})",
+                        "expected of {{profile}}",
+                    ),
                 ),
                 graph(
                     "Encoding and publishing",

@@ -13,7 +13,6 @@ from t2v_server.api.errors import ApiError
 IMAGE = "input_reference"
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _MOST_PIXELS = 50_000_000  # more is no photograph, and would take its memory when it is opened
-_LEAST_SIDE = 32
 
 
 def check_image(data: bytes) -> None:
@@ -33,8 +32,6 @@ def check_image(data: bytes) -> None:
         raise _bad("must be a JPEG, PNG or WebP image") from error
     if width * height > _MOST_PIXELS:
         raise _bad(f"must have at most {_MOST_PIXELS} pixels, not {width}x{height}")
-    if min(width, height) < _LEAST_SIDE:
-        raise _bad(f"must have sides of at least {_LEAST_SIDE} pixels, not {width}x{height}")
 
 
 def _bad(sentence: str) -> ApiError:

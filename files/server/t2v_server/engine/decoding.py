@@ -62,9 +62,16 @@ def _to_frames(frame: torch.Tensor, patch_size: int | None) -> Frames:
     if patch_size is not None:
         frame = unpatchify(frame, patch_size=patch_size)
     frame = torch.clamp(frame, min=-1.0, max=1.0)
-    images = frame[0].permute(1, 2, 3, 0)
-    images = (images * 0.5 + 0.5).clamp(0, 1).float()
-    whole = (images * 255).round()
+    return to_bytes((frame * 0.5 + 0.5).clamp(0, 1))
+
+
+def to_bytes(frame: torch.Tensor) -> Frames:
+    """From ``(1, 3, n, H, W)`` in 0…1 to ``(n, H, W, 3)``, RGB.
+
+    Raises:
+        GenerationError: a frame is not numbers.
+    """
+    whole = (frame[0].permute(1, 2, 3, 0).float() * 255).round()
     # Before the conversion: of what is no number it makes some colour.
     if not bool(torch.isfinite(whole).all()):
         raise GenerationError("the model gave frames that are not finite numbers")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -30,9 +31,20 @@ from t2v_server.engine.lora import apply_lora
 from t2v_server.engine.pipeline import TextToVideoPipeline
 from t2v_server.engine.text import EmbeddingCache
 from t2v_server.engine.tiny import build_tiny_pipeline
+from t2v_server.engine.tinydecoder import TinyDecoder, load_tiny_decoder
 from t2v_server.engine.wan import Choices, WanVideo, Watch
 from t2v_server.jobs.record import Parameters, Progress
-from t2v_server.profiles import TINY, TINY_MODEL, Precision, Profile, Residency, VideoParameters
+from t2v_server.profiles import (
+    TINY,
+    TINY_MODEL,
+    Decoder,
+    Precision,
+    Profile,
+    Residency,
+    VideoParameters,
+)
+
+log = logging.getLogger(__name__)
 
 _DTYPES = {
     "float32": torch.float32,
@@ -51,13 +63,17 @@ def ignore(_progress: Progress) -> None:
 
 @dataclass(frozen=True)
 class Tuning:
-    """The operator's choices beside the profile. ``lora`` is a file of adapters."""
+    """The operator's choices beside the profile.
+
+    ``lora`` is a file of adapters, ``tiny_decoder`` one of a small decoder's weights.
+    """
 
     block_cache: BlockCache = BlockCache.NONE
     block_cache_threshold: float = 0.08
     embedding_cache_bytes: int = 64 << 20
     lora: Path | None = None
     lora_scale: float = 1.0
+    tiny_decoder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -156,6 +172,7 @@ def load_for(settings: EngineSettings, gpu: int = 0) -> VideoGenerator:
         block_cache_threshold=settings.block_cache_threshold,
         lora=settings.lora,
         lora_scale=settings.lora_scale,
+        tiny_decoder=settings.tiny_decoder,
     )
     return load_generator(
         settings.model, settings.device, settings.dtype, settings.torch_threads, gpu,
@@ -201,6 +218,7 @@ def load_generator(
         device,
         residency=profile.residency,
         schedule=profile.schedule,
+        decoder=_tiny_decoder(profile, tuning.tiny_decoder, device, _DTYPES[dtype]),
         embeddings=EmbeddingCache(revision, tuning.embedding_cache_bytes),
         choices=Choices(block_caches=tuning.block_cache is not BlockCache.NONE),
     )
@@ -224,6 +242,20 @@ def _load_pipeline(
         WanPipeline.from_pretrained(model, dtype={"default": _DTYPES[dtype], "vae": vae}),
     )
     return pipeline, model
+
+
+def _tiny_decoder(
+    profile: Profile, weights: Path | None, device: str, dtype: torch.dtype
+) -> TinyDecoder | None:
+    if profile.decoder is not Decoder.TINY:
+        return None
+    if weights is None:
+        log.warning(
+            "the profile %s has a small decoder, and T2V_TINY_DECODER names no weights for it: "
+            "the VAE decodes, sharper and slower", profile.name,
+        )  # fmt: skip
+        return None
+    return load_tiny_decoder(weights, dtype if device == "cuda" else torch.float32)
 
 
 def _accelerate(

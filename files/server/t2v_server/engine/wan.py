@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol, cast
@@ -24,6 +24,7 @@ from t2v_server.engine.fewstep import FewStep
 from t2v_server.engine.pipeline import TextToVideoPipeline, Vae
 from t2v_server.engine.residency import Berth
 from t2v_server.engine.text import MAX_TOKENS, EmbeddingCache
+from t2v_server.engine.tinydecoder import TinyDecoder
 from t2v_server.engine.unipc import FlowUniPC
 from t2v_server.jobs.record import PERCENT_BEFORE, Parameters, Progress, Stage
 from t2v_server.profiles import FRAMES_STEP, Residency
@@ -33,7 +34,7 @@ Watch = Callable[[Progress], None]
 
 # Up to so many tokens one pass over both prompts is faster on a GPU than two; beyond them it
 # fills the GPU either way, and only takes twice the memory.
-_BATCHED_TOKENS = 8192
+BATCHED_TOKENS = 8192
 
 
 class Guidance(StrEnum):
@@ -115,10 +116,14 @@ class WanVideo:
         *,
         residency: Residency = Residency.RESIDENT,
         schedule: tuple[int, ...] | None = None,
+        decoder: TinyDecoder | None = None,
         embeddings: EmbeddingCache | None = None,
         choices: Choices | None = None,
     ) -> None:
-        """``schedule`` is the fixed timesteps of a distilled model."""
+        """``schedule`` is the fixed timesteps of a distilled model.
+
+        ``decoder`` takes the place of the VAE's.
+        """
         self.pipeline = pipeline
         self.choices = choices or Choices()
         self.last = StageSeconds()
@@ -135,6 +140,7 @@ class WanVideo:
         self._text_berth = berth("text_encoder")
         self._transformer_berth = berth("transformer")
         self._vae_berth = berth("vae")
+        self._decoder = None if decoder is None else decoder.to(self._device)
 
     def stream(
         self, parameters: Parameters, watch: Watch, image: Image.Image | None = None
@@ -149,9 +155,8 @@ class WanVideo:
         """
         self.last = StageSeconds()
         try:
-            with torch.no_grad():
-                latents = self._denoise(parameters, watch, image)
-                yield from self._decode(latents, parameters.video.num_frames, watch)
+            latents = self.denoise(parameters, watch, image)
+            yield from self._decode(latents, parameters.video.num_frames, watch)
         finally:
             self._denoiser.forget()
             for berth in (self._text_berth, self._transformer_berth, self._vae_berth):
@@ -187,8 +192,9 @@ class WanVideo:
 
     # Denoising.
 
-    def _denoise(
-        self, parameters: Parameters, watch: Watch, image: Image.Image | None
+    @torch.no_grad()
+    def denoise(
+        self, parameters: Parameters, watch: Watch, image: Image.Image | None = None
     ) -> torch.Tensor:
         """The finished latents, as the transformer left them."""
         video = parameters.video
@@ -208,8 +214,10 @@ class WanVideo:
             predict = self._predictor(embeddings, video.guidance_scale, latents, condition)
             steps = len(sampler.timesteps)
             pace = Pace(self._device)
-            for index, timestep in enumerate(sampler.timesteps):
-                velocity = predict(index, steps, timestep.to(self._device), latents)
+            # All at once: to move one of them would wait for all that is queued.
+            timesteps = sampler.timesteps.to(self._device)
+            for index in range(steps):
+                velocity = predict(index, steps, timesteps[index], latents)
                 latents = sampler.step(velocity, latents)
                 for done in pace.queued(index):
                     watch(_between(Stage.DENOISING, Stage.DECODING, done, steps))
@@ -281,7 +289,7 @@ class WanVideo:
         if choice is not Guidance.AUTO:
             return choice is Guidance.BATCHED
         tokens = latents.shape[2] * latents.shape[3] * latents.shape[4] // 4
-        fits = self._device.type == "cuda" and tokens <= _BATCHED_TOKENS
+        fits = self._device.type == "cuda" and tokens <= BATCHED_TOKENS
         return fits and not self.choices.block_caches
 
     def _times(
@@ -319,9 +327,14 @@ class WanVideo:
         def begin(index: int) -> None:
             watch(_between(Stage.DECODING, Stage.WRITING, index, total))
 
-        with self._vae_berth.occupied():
+        with nullcontext() if self._decoder else self._vae_berth.occupied():
             started = time.perf_counter()
-            for frames in decode_frames(whole_latents(latents, self._vae), self._vae, begin):
+            if self._decoder:
+                chunks = self._decoder.frames(latents, begin)
+            else:
+                chunks = decode_frames(whole_latents(latents, self._vae), self._vae, begin)
+            # Not around the whole: whoever takes the frames is not to run without gradients.
+            while (frames := _next_without_gradients(chunks)) is not None:
                 # Without what whoever takes them does meanwhile.
                 self.last.add(Stage.DECODING, time.perf_counter() - started)
                 yield frames
@@ -375,6 +388,11 @@ class Pace:
         index, event = self._events.pop(0)
         event.synchronize()
         return index + 1
+
+
+@torch.no_grad()
+def _next_without_gradients(chunks: Iterator[Frames]) -> Frames | None:
+    return next(chunks, None)
 
 
 def _between(stage: Stage, following: Stage, done: int, total: int) -> Progress:

@@ -224,7 +224,7 @@ function check() {
     found.num_frames = () => t("framesStep", { step, most: mostFrames, below, above: below + step });
   }
   for (const [name, least, most, whole] of [
-    ["num_inference_steps", 1, limits.max_steps, true],
+    ["num_inference_steps", limits.min_steps, limits.max_steps, true],
     ["guidance_scale", 0, limits.max_guidance_scale, false],
     ["fps", 1, limits.max_fps, true],
     ["flow_shift", 0.01, limits.max_flow_shift, false],
