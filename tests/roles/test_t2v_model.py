@@ -5,6 +5,7 @@ stand-ins. Preparing, the image and Docker are real.
 """
 
 import json
+import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,28 +93,47 @@ def test_another_profile_or_source_is_refused(machines: Machines) -> None:
     )
 
 
+# Killed by itself at its fifth file: from outside nobody is as fast as the small model.
+KILLED = f"""
+import os
+from pathlib import Path
+from t2v_server.checkpoint.wanted import Wanted
+from t2v_server.engine.prepare import prepare
+from t2v_server.profiles import TINY
+def die(line):
+    if line.startswith("[5/"):
+        os.kill(os.getpid(), 9)
+prepare(Wanted("/srv/published/tiny", TINY, Path("{MODEL}")), die)
+"""
+
+
 def test_an_interrupted_preparation_is_finished_by_the_next_run(damaged: Machines) -> None:
-    """A preparation that was killed half way, and a container that a stopped playbook left."""
     damaged.ssh("worker1", f"rm -rf {MODEL}")
     image = damaged.ssh("worker1", "docker images -q --no-trunc | head -1").decode().strip()
-    begin = (
-        f"docker run -d --name half -v {SHARE}:{SHARE}"
-        " -v /srv/published:/srv/published"
-        f" --user 10001:10001 --hostname worker1 {image} model prepare"
-        f" --source /srv/published/tiny --profile tiny --output {MODEL}"
-    )
-    damaged.ssh("worker1", begin)
-    journal = f"{SHARE}/.wan-tiny.preparing/journal.json"
+    volumes = f"-v {SHARE}:{SHARE} -v /srv/published:/srv/published"
     damaged.ssh(
         "worker1",
-        f"until grep -qs safetensors {journal} || test -e {MODEL}; do sleep 0.02; done;"
-        " docker kill half >/dev/null; docker rm half >/dev/null",
+        f"docker run --rm --init --user 10001:10001 --hostname worker1 {volumes}"
+        f" --entrypoint python3 {image} -c {shlex.quote(KILLED)} || true",
     )
+    left = damaged.ssh("worker1", f"ls -A {SHARE} {SHARE}/.wan-tiny.preparing").decode()
+    assert "wan-tiny\n" not in left
+    assert "journal.json\n" in left
+
     assert changed(play(damaged, "--check")) == 1  # it would be prepared
     assert changed(play(damaged)) > 0
     assert changed(play(damaged)) == 0
     assert damaged.ssh("worker1", f"ls -A {SHARE}").split() == [b"wan-tiny"]
     assert manifest(damaged)["profile"] == "tiny"
+
+
+def test_what_a_stopped_playbook_left_is_cleared(machines: Machines) -> None:
+    """The preparation went on to its end, and nobody removed its container."""
+    image = machines.ssh("worker1", "docker images -q --no-trunc | head -1").decode().strip()
+    machines.ssh("worker1", f"docker run --name t2v-model {image} --version")
+    assert changed(play(machines)) == 1
+    assert machines.ssh("worker1", "docker ps -aq").strip() == b""
+    assert changed(play(machines)) == 0
 
 
 def test_settings_that_cannot_work_are_refused_before_any_host_is_touched(
