@@ -151,7 +151,7 @@ def test_kubernetes_runtime_discovers_nodes_and_pods(tmp_path: Path) -> None:
     (discovery,) = service["kubernetes_sd_configs"]
     assert discovery["role"] == "pod"
     assert discovery["selectors"] == [{"role": "pod", "label": "app=wan22-t2v"}]
-    assert discovery["namespaces"] == {"names": ["default"]}
+    assert discovery["namespaces"] == {"names": ["t2v"]}
     assert service["authorization"] == {"credentials_file": f"{tmp_path}/scrape_token"}
     assert service["tls_config"] == {"ca_file": f"{tmp_path}/ca"}
     pod = relabelled(
