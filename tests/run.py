@@ -10,6 +10,7 @@ import itertools
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -249,6 +250,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--all", action="store_true", help="the slow stages too")
     options = parser.parse_args()
+    # What a shell starts in the background ignores Ctrl-C, and so would make up in its tests.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # molecule looks for ansible's programs on the path, as in an activated environment.
     environment = {**os.environ, "PATH": f"{REPOSITORY}/.venv/bin:{os.environ['PATH']}"}
     if not sys.stdout.isatty():

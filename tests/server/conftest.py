@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,9 @@ SERVER_ROOT = HERE.parents[1] / "files" / "server"
 sys.path[:0] = [str(SERVER_ROOT), str(HERE)]
 
 from harness import Server  # noqa: E402
+
+# What a shell starts in the background ignores Ctrl-C, and so would every program started here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
