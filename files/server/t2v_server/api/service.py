@@ -191,12 +191,7 @@ class Service:
                 HTTPStatus.INSUFFICIENT_STORAGE, "insufficient_storage", str(error)
             ) from error
         except StorageError as error:
-            raise ApiError(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                "storage_unavailable",
-                str(error),
-                retry_after=_RETRY_WHILE_LOADING,
-            ) from error
+            raise _storage_unavailable(error) from error
 
     def _require_ready(self) -> None:
         status = self.engine_status()
@@ -221,12 +216,7 @@ class Service:
         try:
             free: int | None = self.free_bytes() - self.min_free_bytes
         except StorageError as error:
-            raise ApiError(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                "storage_unavailable",
-                str(error),
-                retry_after=_RETRY_WHILE_LOADING,
-            ) from error
+            raise _storage_unavailable(error) from error
         new = NewJob(
             owner=client.name,
             model=self.model,
@@ -390,6 +380,15 @@ def _image() -> bytes | None:
     data: bytes = request.files[IMAGE].read()
     check_image(data)
     return data
+
+
+def _storage_unavailable(error: StorageError) -> ApiError:
+    return ApiError(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "storage_unavailable",
+        str(error),
+        retry_after=_RETRY_WHILE_LOADING,
+    )
 
 
 def _unreadable() -> ApiError:
