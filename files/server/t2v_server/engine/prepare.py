@@ -53,6 +53,7 @@ from t2v_server.engine.networks import (
     targets_of,
 )
 from t2v_server.engine.quantised import quantise_int8, quantise_nf4
+from t2v_server.storage.durable import fsync_directory
 
 JOURNAL = "journal.json"
 _DOWNLOADS = ".source"
@@ -138,7 +139,7 @@ class _Preparation:
         """What an interrupted run noted, if there was one."""
         if not self._work.exists():
             self._work.mkdir()
-            _sync(self._work.parent)
+            fsync_directory(self._work.parent)
             return None
         try:
             journal = json.loads((self._work / JOURNAL).read_text())
@@ -340,7 +341,7 @@ class _Preparation:
                 finished = writer.finish()
                 os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             part.replace(self._work / shard.path)
-            _sync(part.parent)
+            fsync_directory(part.parent)
         self._read[shard.path] = seal
         self._files[shard.path] = finished
         self._note()
@@ -438,11 +439,11 @@ class _Preparation:
             path.unlink()
         _write(self._work / MANIFEST, manifest.text().encode())
         for directory in (*self._work.glob("*/"), self._work):
-            _sync(directory)
+            fsync_directory(directory)
         with suppress(FileNotFoundError):
             self._target.rmdir()  # an empty one is in nobody's way
         self._work.rename(self._target)
-        _sync(self._target.parent)
+        fsync_directory(self._target.parent)
         # Last: without it, what is killed just before the renaming would be nobody's.
         (self._target / JOURNAL).unlink()
         return manifest
@@ -521,12 +522,4 @@ def _write(path: Path, content: bytes) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     part.replace(path)
-    _sync(path.parent)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    fsync_directory(path.parent)

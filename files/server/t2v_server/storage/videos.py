@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from t2v_server.storage.durable import fsync, fsync_directory
+
 _PART_SUFFIX = ".part"
 _KINDS = _VIDEO, _THUMBNAIL, _METADATA = ".mp4", ".jpg", ".json"
 _REFERENCE = ".reference"
@@ -95,9 +97,9 @@ class VideoStore:
                     os.utime(path)
                     return digest
                 part.write_bytes(image)
-                _fsync(part, os.O_RDWR)
+                fsync(part, os.O_RDWR)
                 part.replace(path)
-                _fsync_directory(self.directory)
+                fsync_directory(self.directory)
         finally:
             _remove(part)
         return digest
@@ -143,14 +145,14 @@ class VideoStore:
                 return earlier
             with self._explained(f"publish {self.path(video_id)}"):
                 described.write_text(json.dumps(metadata, ensure_ascii=False, indent=2) + "\n")
-                _fsync(described, os.O_RDWR)
+                fsync(described, os.O_RDWR)
                 described.replace(self.metadata(video_id))
                 if draft.thumbnail.exists():
-                    _fsync(draft.thumbnail, os.O_RDWR)
+                    fsync(draft.thumbnail, os.O_RDWR)
                     draft.thumbnail.replace(self.thumbnail(video_id))
-                _fsync(draft.video, os.O_RDWR)
+                fsync(draft.video, os.O_RDWR)
                 _name_once(draft.video, self.path(video_id))
-                _fsync_directory(self.directory)
+                fsync_directory(self.directory)
             published = self.published(video_id)
         except StorageError:
             if not self.path(video_id).exists():  # nor may its companions be left alone
@@ -247,7 +249,7 @@ class VideoStore:
         probe = self._part(new_id(), _VIDEO)
         try:
             probe.write_bytes(b"t2v")
-            _fsync(probe, os.O_RDWR)
+            fsync(probe, os.O_RDWR)
         except OSError as error:
             if error.errno in _FULL:
                 return  # a server with a full disk still shows and deletes videos
@@ -311,22 +313,6 @@ def _name_once(part: Path, final: Path) -> None:
         if error.errno not in _NO_LINKS:
             raise
         part.replace(final)  # the last one wins there, which is a whole file as well
-
-
-def _fsync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _fsync_directory(directory: Path) -> None:
-    try:
-        _fsync(directory, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # some network file systems
-            raise
 
 
 def _remove(path: Path) -> None:
