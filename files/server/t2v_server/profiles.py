@@ -8,7 +8,7 @@ that a pod asks for.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 TINY_MODEL = "tiny"
@@ -38,6 +38,16 @@ class VideoParameters:
     guidance_scale: float
     flow_shift: float
     fps: int
+
+    @property
+    def latent_frames(self) -> int:
+        """What the VAE makes of the frames: the first one, and one of every four after it."""
+        return (self.num_frames - 1) // FRAMES_STEP + 1
+
+    @property
+    def tokens(self) -> int:
+        """How many the transformer sees of it: one for 32 x 32 pixels of a latent frame."""
+        return self.latent_frames * (self.height // SIZE_MULTIPLE) * (self.width // SIZE_MULTIPLE)
 
     @property
     def most_bytes(self) -> int:
@@ -189,19 +199,22 @@ class Profile:
 
 GIB = 1 << 30
 
+# The published settings of Wan-AI/Wan2.2-TI2V-5B-Diffusers; either orientation.
+_PUBLISHED = VideoParameters(
+    width=1280,
+    height=704,
+    num_frames=121,
+    num_inference_steps=50,
+    guidance_scale=5.0,
+    flow_shift=5.0,
+    fps=24,
+)
+
 TINY = Profile(
     name="tiny",
     title="tests: the built-in random model, on any CPU",
     quality="noise",
-    defaults=VideoParameters(
-        width=64,
-        height=64,
-        num_frames=9,
-        num_inference_steps=2,
-        guidance_scale=5.0,
-        flow_shift=5.0,
-        fps=24,
-    ),
+    defaults=replace(_PUBLISHED, width=64, height=64, num_frames=9, num_inference_steps=2),
     limits=Limits(
         max_side=512, max_pixels=256 * 256, max_frames=121, max_steps=1000, max_prompt_chars=2000
     ),
@@ -219,15 +232,7 @@ T4 = Profile(
     name="t4",
     title="16 GB GPU: quantised, in float16, one network on the GPU at a time",
     quality="standard",
-    defaults=VideoParameters(
-        width=832,
-        height=480,
-        num_frames=49,
-        num_inference_steps=50,
-        guidance_scale=5.0,
-        flow_shift=5.0,
-        fps=24,
-    ),
+    defaults=replace(_PUBLISHED, width=832, height=480, num_frames=49),
     limits=Limits(
         max_side=832, max_pixels=832 * 480, max_frames=81, max_steps=100, max_prompt_chars=2000
     ),
@@ -251,14 +256,13 @@ T4_TURBO = Profile(
     name="t4-turbo",
     title="16 GB GPU: weights distilled to three steps, no guidance, small decoder",
     quality="reduced: distilled to three steps, small decoder",
-    defaults=VideoParameters(
+    defaults=replace(
+        _PUBLISHED,
         width=512,
         height=320,
         num_frames=49,
         num_inference_steps=len(FAST_WAN_SCHEDULE),
         guidance_scale=1.0,
-        flow_shift=5.0,
-        fps=24,
     ),
     limits=Limits(
         max_side=832,
@@ -280,16 +284,6 @@ T4_TURBO = Profile(
     ),
 )
 
-# The published settings of Wan-AI/Wan2.2-TI2V-5B-Diffusers; either orientation.
-_PUBLISHED = VideoParameters(
-    width=1280,
-    height=704,
-    num_frames=121,
-    num_inference_steps=50,
-    guidance_scale=5.0,
-    flow_shift=5.0,
-    fps=24,
-)
 _PUBLISHED_LIMITS = Limits(
     max_side=1280, max_pixels=1280 * 704, max_frames=121, max_steps=100, max_prompt_chars=2000
 )

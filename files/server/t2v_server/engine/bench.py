@@ -274,8 +274,7 @@ def _ours(
         embeddings=EmbeddingCache("clone", 64 << 20),
     )
     with wan.transformer_at_hand() as transformer:
-        video = profile.defaults
-        tokens = ((video.num_frames - 1) // 4 + 1) * (video.height // 32) * (video.width // 32)
+        tokens = profile.defaults.tokens
         notes["attention"] = choose_attention(transformer, tokens, device, dtype)
         wanted = profile.compile if device == "cuda" else Compile.NO
         notes["compiled"] = compile_blocks(transformer, wanted, device, dtype)

@@ -18,10 +18,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from t2v_server.engine.denoiser import Denoiser
+from t2v_server.engine.networks import DTYPES
 from t2v_server.engine.tiny import FULL_SIZES, build_network
 from t2v_server.engine.wan import BATCHED_TOKENS
 from t2v_server.profiles import (
-    FRAMES_STEP,
     GIB,
     Precision,
     Profile,
@@ -29,11 +29,6 @@ from t2v_server.profiles import (
     VideoParameters,
 )
 
-_DTYPES = {
-    Precision.FP32: torch.float32,
-    Precision.BF16: torch.bfloat16,
-    Precision.FP16: torch.float16,
-}
 # Bytes of a weight, with its share of the scales: one float32 a row, one for 64 weights.
 _BYTES = {Precision.FP32: 4.0, Precision.BF16: 2.0, Precision.FP16: 2.0, Precision.INT8: 1.003,
           Precision.NF4: 0.5625}  # fmt: skip
@@ -62,8 +57,8 @@ class Estimate:
 def estimate(profile: Profile, video: VideoParameters | None = None) -> Estimate:
     """What the full-size model takes with a profile, at its largest clip unless told."""
     largest = video or _largest(profile)
-    compute = _DTYPES[profile.precisions.compute]
-    vae_type = _DTYPES[profile.precisions.vae]
+    compute = DTYPES[profile.precisions.compute]
+    vae_type = DTYPES[profile.precisions.vae]
     # The same networks as below: building them takes most of the time of all this.
     types = {"text_encoder": torch.bfloat16, "transformer": compute, "vae": vae_type}
     weights = {
@@ -148,8 +143,7 @@ def _decoding(video: VideoParameters, dtype: torch.dtype) -> int:
 
 
 def _latents(video: VideoParameters, dtype: torch.dtype) -> torch.Tensor:
-    frames = (video.num_frames - 1) // FRAMES_STEP + 1
-    shape = (1, 48, frames, video.height // 16, video.width // 16)
+    shape = (1, 48, video.latent_frames, video.height // 16, video.width // 16)
     return torch.empty(shape, dtype=dtype, device="meta")
 
 

@@ -28,6 +28,7 @@ from t2v_server.engine.encoding import Frames
 from t2v_server.engine.errors import EngineLostError, GenerationError, OutOfMemory
 from t2v_server.engine.images import fitted
 from t2v_server.engine.lora import apply_lora
+from t2v_server.engine.networks import DTYPES
 from t2v_server.engine.pipeline import TextToVideoPipeline
 from t2v_server.engine.text import EmbeddingCache
 from t2v_server.engine.tiny import build_tiny_pipeline
@@ -51,8 +52,6 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-_WEIGHTS = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16,
-            Precision.FP16: torch.float16}  # fmt: skip
 _WARM_UP_STEPS = 2
 _OUT_OF_MEMORY = ("DefaultCPUAllocator", "could not create a primitive", "bad_alloc")
 
@@ -236,7 +235,7 @@ def _load_pipeline(
         # What comes to the device in turns is mapped on the host until then.
         there = "cpu" if profile.residency is Residency.STAGED else device
         return load(Path(model), there, profile)
-    vae = _WEIGHTS[profile.precisions.vae] if device == "cuda" else torch.float32
+    vae = DTYPES[profile.precisions.vae] if device == "cuda" else torch.float32
     pipeline = cast(
         TextToVideoPipeline,
         WanPipeline.from_pretrained(model, dtype={"default": _DTYPES[dtype], "vae": vae}),
@@ -263,7 +262,7 @@ def _accelerate(
 ) -> tuple[str, str]:
     """Choose attention and compilation for the device; a block cache comes after both."""
     with wan.transformer_at_hand() as transformer:
-        attention = choose_attention(transformer, _tokens(profile.defaults), device, dtype)
+        attention = choose_attention(transformer, profile.defaults.tokens, device, dtype)
         # Compiled code and skipped blocks together are slower than either.
         compiled = "no: a block cache is used"
         if device == "cpu":
@@ -274,11 +273,6 @@ def _accelerate(
     return attention, compiled
 
 
-def _tokens(video: VideoParameters) -> int:
-    """How many tokens the transformer sees of a clip: one for 32 x 32 pixels of 4 frames."""
-    return ((video.num_frames - 1) // 4 + 1) * (video.height // 32) * (video.width // 32)
-
-
 def _resolve_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -287,7 +281,7 @@ def _resolve_device(device: str) -> str:
 
 def _dtype_of_prepared(dtype: str, directory: Path) -> str:
     """What a prepared transformer computes in: no setting changes it."""
-    compute = _WEIGHTS[Precision(read_manifest(directory).networks["transformer"].compute)]
+    compute = DTYPES[Precision(read_manifest(directory).networks["transformer"].compute)]
     prepared = next(name for name, one in _DTYPES.items() if one is compute)
     if dtype not in ("auto", prepared):
         raise CheckpointError(
