@@ -11,6 +11,10 @@ PYTHON ?= $(firstword $(wildcard /usr/bin/python3.11) python3)
 # Options for ansible-playbook, such as ARGS='--check --diff' or ARGS='--tags edge'.
 ARGS ?=
 HOST ?= ansible
+PLAYBOOK ?= site.yml
+# `make up` with a cluster: RUNTIME=kubernetes BUNDLE=<directory> (docs/bundle.md).
+RUNTIME ?=
+BUNDLE ?=
 
 BIN := .venv/bin
 SERVER_BIN := .venv-server/bin
@@ -49,7 +53,7 @@ root:
 	@[ "$$(id -u)" = 0 ] || { echo "ERROR: the hosts are built with namespaces and machines, which only root may; run it as root (for example 'sudo make up')" >&2; exit 1; }
 
 up: root .venv/installed ## build the seven hosts on this machine and end with a video (as root)
-	@$(LAB) up -- $(ARGS)
+	@$(LAB) up --runtime '$(RUNTIME)' --bundle '$(BUNDLE)' -- $(ARGS)
 
 down: .venv/installed ## remove every trace of them, the image cache aside
 	@$(LAB) down
@@ -60,8 +64,8 @@ status: .venv/installed ## say how each host stands
 ssh: .venv/installed ## open a shell on a host: make ssh HOST=worker1
 	@$(LAB) ssh $(HOST)
 
-playbook: .venv/installed ## run site.yml again on the hosts that stand: make playbook ARGS=--check
-	@$(LAB) playbook site.yml $(ARGS)
+playbook: .venv/installed ## run site.yml, or PLAYBOOK=, on the hosts that stand: make playbook ARGS=--check
+	@$(LAB) playbook $(PLAYBOOK) $(ARGS)
 
 serve: export T2V_BIND ?= 127.0.0.1:8080
 serve: .venv-server/installed ## run the server here, without root, with the tiny model

@@ -129,6 +129,14 @@ STAGES = (
         slow=True,
     ),
     Stage("make up and make down", pytest(PYTHON, "tests/lab/test_make_up.py"), True, alone=True),
+    # With BUNDLE=<directory>; without one it says that it is skipped.
+    Stage(
+        "make up with a cluster",
+        pytest(PYTHON, "tests/lab/test_make_up_kubernetes.py"),
+        root=True,
+        slow=True,
+        alone=True,
+    ),
     Stage(
         "100 faults into the server with each store",
         pytest(SERVER_PYTHON, "tests/server/test_faults.py"),

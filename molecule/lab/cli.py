@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from lab import cgroups, lab, machine, network, steps
+from lab import cgroups, lab, machine, network, runtime, steps
 from lab.errors import LabError
 from lab.hosts import Site, read_site
 from lab.settings import REPOSITORY, Paths, Scenario, load_scenario
@@ -49,6 +49,8 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     up = add("up", _up, "create the machines and run site.yml on them")
+    up.add_argument("--runtime", help="docker (where nothing is said) or kubernetes")
+    up.add_argument("--bundle", help="directory of what the cluster is made of (docs/bundle.md)")
     up.add_argument("extra", nargs="*", metavar="-- OPTION", help="options for ansible-playbook")
     add("create", _create, "create the machines only")
     add("down", _down, "remove every trace of the lab, the image cache aside")
@@ -85,9 +87,15 @@ def _up(options: argparse.Namespace) -> int:
     paths = Paths(options.name)
     with lab.locked(paths):
         paths, scenario, site = _read(options)
+        chosen = runtime.choose(paths, options.runtime or None, options.bundle or None)
         lab.create(paths, scenario, site)
+        runtime.keep(paths, chosen)
         variables = lab.ansible_variables(paths, scenario, site)
-        command = [*_ansible_playbook(options), "site.yml", *variables, *options.extra]
+        playbook = [*_ansible_playbook(options), *variables]
+        # What stands in for hardware that the machines have not.
+        for prepare in runtime.files(scenario, chosen, "prepare.yml")[-1:]:
+            _watch(paths, [*playbook, str(prepare)])
+        command = [*playbook, "site.yml", *options.extra]
         say("==> site.yml -i inventory/")
         results = _watch(paths, command)
     if not results and not any(one.startswith(_PARTIAL) for one in options.extra):
@@ -96,9 +104,11 @@ def _up(options: argparse.Namespace) -> int:
     say("")
     for line in results:
         say(line)
+    # A bundle need not hold an ingress: then the service is asked at its port of every node.
+    port = "" if chosen.name == "docker" else ":31080"
     say(
         "Ask for another: make ssh HOST=ansible, then "
-        "curl 'http://t2v.sanchuang.ai/generate?prompt=a%20dog%20running'"
+        f"curl 'http://t2v.sanchuang.ai{port}/generate?prompt=a%20dog%20running'"
     )
     return 0
 

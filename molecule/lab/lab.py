@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from lab import cgroups, images, machine, network
+from lab import cgroups, images, machine, network, runtime
 from lab.errors import LabError
 from lab.hosts import Host, Site
 from lab.settings import REPOSITORY, VIRTUAL, Paths, Scenario
@@ -283,8 +283,8 @@ def _remove_if_empty(path: Path) -> None:
 def ansible_variables(paths: Paths, scenario: Scenario, site: Site) -> list[str]:
     """The ``-e`` options by which a lab differs from the documented site.
 
-    First the scenario's own ``vars.yml``, then what only this lab knows: keys, the
-    controller's state, and, where there is a host that builds images, their base.
+    First the scenario's own ``vars.yml`` and its runtime's, then what only this lab knows: keys,
+    the controller's state, and, where there is a host that builds images, their base.
     """
     own = {
         "ansible_user": "root",
@@ -298,10 +298,13 @@ def ansible_variables(paths: Paths, scenario: Scenario, site: Site) -> list[str]
     if any("harbor" in host.groups for host in site.hosts):
         own["t2v_image_base"] = images.CONTAINER_BASE
         own["t2v_image_base_archive"] = str(images.container_base(paths))
+    chosen = runtime.load(paths)
+    if chosen and chosen.bundle:
+        own["t2v_bundle"] = chosen.bundle
     written = paths.state / "vars.yml"
     written.write_text(yaml.safe_dump(own))
-    shared = scenario.directory / "vars.yml"
-    return [*(["-e", f"@{shared}"] if shared.is_file() else []), "-e", f"@{written}"]
+    files = [*runtime.files(scenario, chosen, "vars.yml"), written]
+    return [word for file in files for word in ("-e", f"@{file}")]
 
 
 def environment(paths: Paths) -> Mapping[str, str]:

@@ -1,0 +1,221 @@
+"""``make up RUNTIME=kubernetes BUNDLE=…``: from bare hosts to a video out of a pod; in this order.
+
+BUNDLE names a bundle without an ingress (docs/bundle.md); without one all is skipped and says so.
+The GPUs are stand-ins, which `make up` names.
+"""
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from host_state import snapshot
+from lab import network
+from lab.settings import REPOSITORY, Paths
+from site_runs import HOSTS, unchanged
+
+NAME = "test-cluster"
+BUNDLE = os.environ.get("BUNDLE", "")
+PATHS = Paths(NAME)
+URL = "http://t2v.sanchuang.ai:31080"
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="the lab needs root"),
+    pytest.mark.skipif(not BUNDLE, reason="BUNDLE names no directory: no cluster was made"),
+]
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        ["make", "--no-print-directory", *arguments],
+        cwd=REPOSITORY,
+        env={**{k: v for k, v in os.environ.items() if k != "BUNDLE"}, "T2V_LAB": NAME},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=2400,
+    )
+    print(done.stdout[-6000:], done.stderr[-3000:], sep="\n")
+    return done
+
+
+def lab(*arguments: str) -> None:
+    subprocess.run(
+        [".venv/bin/python", "-m", "lab", "--name", NAME, *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": "molecule"},
+        check=True,
+        timeout=300,
+    )
+
+
+def on(host: str, command: str) -> str:
+    """What the command prints on the host."""
+    done = subprocess.run(
+        [".venv/bin/python", "-m", "lab", "--name", NAME, "ssh", host, command],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": "molecule"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    return done.stdout
+
+
+def kubectl(*arguments: str) -> Any:
+    """What kubectl on the controller says, which is in the lab's network; `get` as objects."""
+    reads = arguments[0] == "get"
+    done = subprocess.run(
+        network.inside(
+            PATHS,
+            [
+                f"{BUNDLE}/bin/kubectl",
+                f"--kubeconfig={PATHS.state}/controller/kubeconfig",
+                *("-n", "t2v", *arguments),
+                *(["-o", "json"] if reads else []),
+            ],
+        ),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout) if reads else done.stdout
+
+
+def ask(path: str, body: dict[str, Any] | None = None, seconds: int = 60) -> dict[str, Any]:
+    """The service's answer to a user on the ansible host."""
+    data = f"-H 'Content-Type: application/json' -d '{json.dumps(body)}'" if body else ""
+    answer = json.loads(on("ansible", f"curl -sS -m {seconds} {data} '{URL}{path}'"))
+    assert isinstance(answer, dict)
+    return answer
+
+
+def wait(what: Callable[[], bool], seconds: float = 240) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if what():
+                return True
+        except (AssertionError, subprocess.SubprocessError, json.JSONDecodeError, KeyError):
+            pass
+        time.sleep(2)
+    return False
+
+
+def available() -> bool:
+    deployment = kubectl("get", "deployment", "wan22-t2v-deployment")
+    return bool(deployment["status"].get("availableReplicas") == 2)
+
+
+@pytest.fixture(scope="module")
+def before() -> Iterator[dict[str, list[str]]]:
+    make("down")
+    yield snapshot()
+    make("down")
+
+
+@pytest.fixture(scope="module")
+def first(before: dict[str, list[str]]) -> subprocess.CompletedProcess[str]:
+    return make("up", "RUNTIME=kubernetes", f"BUNDLE={BUNDLE}")
+
+
+def test_without_a_bundle_it_is_refused(before: dict[str, list[str]]) -> None:
+    refused = make("up", "RUNTIME=kubernetes")
+    assert refused.returncode != 0
+    assert "RUNTIME=kubernetes needs BUNDLE=<directory>" in refused.stderr
+
+
+def test_it_ends_with_a_video_that_a_pod_made(first: subprocess.CompletedProcess[str]) -> None:
+    assert first.returncode == 0
+    assert "STAND-IN: worker1 announces one nvidia.com/gpu, which is none" in first.stdout
+    end = first.stdout[first.stdout.index("Time per stage:") :]
+    assert "Video generated at /shared/videos/" in end
+    assert "ffprobe: codec=h264 size=64x64 frames=9" in end
+    said = on("ansible", f"curl -sS -m 120 '{URL}/generate?prompt=a%20dog%20running'")
+    assert said.startswith("Video generated at /shared/videos/")
+
+
+def test_each_gpu_has_one_pod_and_there_can_be_no_more(
+    first: subprocess.CompletedProcess[str],
+) -> None:
+    slots = {
+        node["metadata"]["name"]: node["status"]["allocatable"].get("nvidia.com/gpu")
+        for node in kubectl("get", "nodes")["items"]
+    }
+    assert slots == {"master": None, "worker1": "1", "worker2": "1"}
+    pods = kubectl("get", "pods", "-l", "app=wan22-t2v")["items"]
+    assert sorted(pod["spec"]["nodeName"] for pod in pods) == ["worker1", "worker2"]
+    assert {
+        pod["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] for pod in pods
+    } == {"1"}
+    (scaler,) = kubectl("get", "hpa")["items"]
+    assert (scaler["spec"]["minReplicas"], scaler["spec"]["maxReplicas"]) == (2, 2)
+
+
+def test_the_same_again_changes_nothing_and_another_runtime_is_refused(
+    first: subprocess.CompletedProcess[str],
+) -> None:
+    again = make("up")
+    assert again.returncode == 0
+    assert unchanged(again.stdout) >= HOSTS
+    refused = make("up", "RUNTIME=docker")
+    assert refused.returncode != 0
+    assert "stands with kubernetes, and docker is asked for; `make down` first" in refused.stderr
+
+
+def test_a_pod_killed_while_it_generates_loses_no_job(
+    first: subprocess.CompletedProcess[str],
+) -> None:
+    wanted = {"model": "tiny", "num_inference_steps": 1000}
+    jobs = [ask("/v1/videos", {**wanted, "prompt": f"a dog, {i}"})["id"] for i in range(6)]
+    assert wait(lambda: ask(f"/v1/videos/{jobs[0]}")["status"] != "queued", 60)
+    (victim, *_) = kubectl("get", "pods", "-l", "app=wan22-t2v")["items"]
+    kubectl("delete", "pod", victim["metadata"]["name"], "--grace-period=0", "--force")
+
+    def ended() -> bool:
+        return {ask(f"/v1/videos/{job}")["status"] for job in jobs} == {"completed"}
+
+    assert wait(ended), [ask(f"/v1/videos/{job}") for job in jobs]
+    done = [ask(f"/v1/videos/{job}") for job in jobs]
+    # One of them was taken a second time, and none was made twice.
+    assert max(job["attempts"] for job in done) == 2, done
+    files = [job["file_name"] for job in done]
+    assert len(set(files)) == len(jobs)
+    there = set(on("worker1", "ls /shared/videos").split())
+    assert set(files) <= there
+    assert wait(available)
+
+
+def test_a_node_that_loses_its_power_comes_back(first: subprocess.CompletedProcess[str]) -> None:
+    lab("power", "off", "worker2")
+    # Until the cluster takes it for dead, every second request goes there; then none does.
+    assert wait(lambda: all(ask("/v1/models", seconds=5)["data"] for _ in range(6)))
+    lab("power", "on", "worker2")
+    assert wait(available)
+    said = on("ansible", f"curl -sS -m 120 '{URL}/generate?prompt=back%20again'")
+    assert said.startswith("Video generated at /shared/videos/")
+
+
+def test_add_worker_goes_over_a_site_that_has_all_of_them(
+    first: subprocess.CompletedProcess[str],
+) -> None:
+    done = make("playbook", "PLAYBOOK=playbooks/add_worker.yml")
+    assert done.returncode == 0
+    assert unchanged(done.stdout) >= HOSTS
+
+
+def test_down_leaves_the_machine_as_it_was(
+    before: dict[str, list[str]], first: subprocess.CompletedProcess[str]
+) -> None:
+    assert make("down").returncode == 0
+    after = snapshot()
+    for what, entries in before.items():
+        assert after[what] == entries, what
+    assert not Path("/var/lib/t2v-lab", NAME).exists()
