@@ -308,6 +308,24 @@ def test_its_jobs_redis_answers(machines: Machines) -> None:
     assert said.strip() == "PONG"
 
 
+def test_an_image_that_a_node_cannot_pull_stops_no_pod(machines: Machines, tmp_path: Path) -> None:
+    """The registry knows nothing of this digest; two minutes later that is said."""
+    before = live(machines)["metadata"]["generation"]
+    known = json.loads((STATE / "controller/image.json").read_text())
+    digest = "sha256:" + "0" * 64
+    record = {**known, "digest": digest, "image": f"{known['image'].split('@')[0]}@{digest}"}
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    done = machines.run_playbook(
+        "playbooks/deploy.yml", "-e", f"t2v_deploy_image_record={tmp_path}/record.json", **WHOLE
+    )
+    assert done.returncode != 0
+    said = sentences(done)[-1]
+    assert said.startswith(f"Not every node could pull {record['image']} (wan22-pull-")
+    assert "and nothing was rolled out" in said
+    assert live(machines)["metadata"]["generation"] == before
+    assert wait(lambda: not objects(machines, "jobs", "-n", "t2v"))
+
+
 def test_a_rollout_that_fails_is_taken_back(machines: Machines) -> None:
     before = live(machines)["spec"]["template"]["spec"]["containers"][0]["image"]
     done = machines.run_playbook(
@@ -318,6 +336,8 @@ def test_a_rollout_that_fails_is_taken_back(machines: Machines) -> None:
     )
     assert done.returncode != 0
     assert sentences(done)[-1].endswith("What rolled out last was applied again.")
+    # This one was on every node before a pod was stopped for it.
+    assert "TASK [t2v_deploy : Pull the new image on every node]" in done.stdout
     assert live(machines)["spec"]["template"]["spec"]["containers"][0]["image"] == before
     assert wait(lambda: live(machines)["status"].get("availableReplicas") == 2)
 
