@@ -1,30 +1,15 @@
 """Machines of every kind: containers and virtual ones with NFS, some with Python 2.7 only."""
 
 import os
-import subprocess
 from collections.abc import Iterator
 
 import pytest
 
-from lab.settings import REPOSITORY
+from commands import Commands
 
-NAME = "test-kinds"
+lab = Commands("test-kinds", scenario="kinds").lab
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the lab needs root")
-
-
-def lab(*arguments: str) -> str:
-    done = subprocess.run(
-        [".venv/bin/python", "-m", "lab", "--name", NAME, "--scenario", "kinds", *arguments],
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": "molecule"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,39 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from commands import Commands
 from host_state import snapshot
 from lab import cgroups
 from lab.settings import REPOSITORY
 from site_runs import HOSTS, unchanged
 
 NAME = "test-up"
-ENVIRONMENT = {**os.environ, "T2V_LAB": NAME}
+LAB = Commands(NAME)
+make, lab = LAB.make, LAB.lab
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the lab needs root")
-
-
-def make(*arguments: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        ["make", "--no-print-directory", *arguments],
-        cwd=REPOSITORY,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=1500,
-    )
-    print(done.stdout[-6000:], done.stderr[-3000:], sep="\n")
-    return done
-
-
-def lab(*arguments: str) -> None:
-    subprocess.run(
-        [".venv/bin/python", "-m", "lab", "--name", NAME, *arguments],
-        cwd=REPOSITORY,
-        env={**ENVIRONMENT, "PYTHONPATH": "molecule"},
-        check=True,
-        timeout=300,
-    )
 
 
 @contextmanager
@@ -53,7 +31,7 @@ def running_until(line_start: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         ["make", "--no-print-directory", "up"],
         cwd=REPOSITORY,
-        env=ENVIRONMENT,
+        env=LAB.environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -81,7 +59,7 @@ def kill_the_lab_alone() -> None:
 @pytest.fixture(scope="module")
 def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("tmpdir")
-    ENVIRONMENT["TMPDIR"] = str(place)
+    LAB.environment["TMPDIR"] = str(place)
     return place
 
 

@@ -14,13 +14,16 @@ from typing import Any
 
 import pytest
 
+from commands import Commands
 from host_state import snapshot
 from lab import network
-from lab.settings import REPOSITORY, Paths
+from lab.settings import Paths
 from site_runs import HOSTS, unchanged
 
 NAME = "test-cluster"
 BUNDLE = os.environ.get("BUNDLE", "")
+LAB = Commands(NAME)
+make, lab = LAB.make, LAB.lab
 PATHS = Paths(NAME)
 URL = "http://t2v.sanchuang.ai:31080"
 
@@ -30,42 +33,9 @@ pytestmark = [
 ]
 
 
-def make(*arguments: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        ["make", "--no-print-directory", *arguments],
-        cwd=REPOSITORY,
-        env={**{k: v for k, v in os.environ.items() if k != "BUNDLE"}, "T2V_LAB": NAME},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=2400,
-    )
-    print(done.stdout[-6000:], done.stderr[-3000:], sep="\n")
-    return done
-
-
-def lab(*arguments: str) -> None:
-    subprocess.run(
-        [".venv/bin/python", "-m", "lab", "--name", NAME, *arguments],
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": "molecule"},
-        check=True,
-        timeout=300,
-    )
-
-
 def on(host: str, command: str) -> str:
     """What the command prints on the host."""
-    done = subprocess.run(
-        [".venv/bin/python", "-m", "lab", "--name", NAME, "ssh", host, command],
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": "molecule"},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
-    )
-    return done.stdout
+    return lab("ssh", host, command)
 
 
 def kubectl(*arguments: str) -> Any:
