@@ -1,5 +1,6 @@
 """Ansible as the controller runs it, without machines."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -33,3 +34,24 @@ def ansible(
         timeout=timeout,
         check=False,
     )
+
+
+def render(role: str, template: str, target: Path, host: str, **variables: object) -> str:
+    """The template as Ansible renders it for the host; the role's defaults and vars are loaded."""
+    files = [ROOT / "roles" / role / name for name in ("defaults/main.yml", "vars/main.yml")]
+    source = ROOT / "roles" / role / "templates" / template
+    arguments = {"src": str(source), "dest": str(target)}
+    extra = {
+        "ansible_connection": "local",
+        "ansible_become": False,
+        "ansible_python_interpreter": sys.executable,
+        **variables,
+    }
+    done = ansible(
+        "ansible",
+        *("-i", "inventory/", host, "-m", "ansible.builtin.template", "-a", json.dumps(arguments)),
+        *(word for path in files for word in ("-e", f"@{path}")),
+        *("-e", json.dumps(extra)),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return target.read_text()

@@ -2,43 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+from controller import render
+
 HOSTS = {"master", "worker1", "worker2", "nfs-server", "harbor", "prometheus", "ansible"}
-
-
-def render(role: str, template: str, target: Path, host: str, **variables: object) -> str:
-    """The template as Ansible renders it for the host; the role's defaults and vars are loaded."""
-    program = Path(sys.executable).with_name("ansible")
-    files = [ROOT / "roles" / role / name for name in ("defaults/main.yml", "vars/main.yml")]
-    source = ROOT / "roles" / role / "templates" / template
-    arguments = {"src": str(source), "dest": str(target)}
-    extra = {"ansible_connection": "local", "ansible_become": False, **variables}
-    done = subprocess.run(
-        [str(program), "-i", "inventory/", host, "-m", "ansible.builtin.template"]
-        + ["-a", json.dumps(arguments)]
-        + [word for path in files for word in ("-e", f"@{path}")]
-        + ["-e", json.dumps(extra), "-e", f"ansible_python_interpreter={sys.executable}"],
-        cwd=ROOT,
-        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return target.read_text()
 
 
 def scrape(directory: Path, **variables: object) -> dict[str, dict[str, Any]]:

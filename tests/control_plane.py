@@ -2,7 +2,8 @@
 
 ``etcd`` and ``kube-apiserver`` come from ``KUBEBUILDER_ASSETS``, as in the tests of other projects
 for Kubernetes; ``kube-controller-manager`` and ``kube-scheduler`` too where they lie beside them.
-There is no kubelet: a thread says of scheduled pods what one would.
+There is no kubelet: a thread says of scheduled pods what one would. Nodes have addresses on
+loopback, so that whoever asks them asks this machine alone.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 NEEDED = ("etcd", "kube-apiserver")
 CONTROLLERS = ("kube-controller-manager", "kube-scheduler")
+# The documented addresses' last numbers.
+NODES = {"master": "127.0.0.20", "worker1": "127.0.0.21", "worker2": "127.0.0.22"}
 TOKEN = "tests-only"
 # A pod whose image has this in its digest never becomes ready.
 BROKEN = "sha256:dead"
@@ -81,6 +84,10 @@ class Cluster:
     url: str
     kubeconfig: Path
     controllers: bool
+    # What signed the API server's certificate.
+    authority: Path
+    # Which every pod is said to have.
+    pod_address: str
     context: ssl.SSLContext = field(default_factory=ssl._create_unverified_context)
 
     def ask(
@@ -139,7 +146,7 @@ class Cluster:
         return False
 
 
-def add_node(cluster: Cluster, name: str, gpus: int) -> None:
+def add_node(cluster: Cluster, name: str, address: str, gpus: int) -> None:
     """A node without a kubelet; one with no GPU is the control plane."""
     path = cluster.path("Node", name)
     taint = {"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"}
@@ -148,7 +155,10 @@ def add_node(cluster: Cluster, name: str, gpus: int) -> None:
         {
             "apiVersion": "v1",
             "kind": "Node",
-            "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}},
+            "metadata": {
+                "name": name,
+                "labels": {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux"},
+            },
         },
     )
     room = {"cpu": "8", "memory": "32Gi", "ephemeral-storage": "100Gi", "pods": "110"}
@@ -163,6 +173,11 @@ def add_node(cluster: Cluster, name: str, gpus: int) -> None:
                 "capacity": room,
                 "allocatable": room,
                 "conditions": [{"type": "Ready", "status": "True", "reason": "StandIn"}],
+                "addresses": [
+                    {"type": "InternalIP", "address": address},
+                    {"type": "Hostname", "address": name},
+                ],
+                "daemonEndpoints": {"kubeletEndpoint": {"Port": 10250}},
             }
         },
     )
@@ -172,9 +187,9 @@ def tend_pods(cluster: Cluster, stop: threading.Event) -> None:
     """What kubelets would say: scheduled pods are ready, stopped ones gone."""
     while not stop.wait(0.3):
         try:
-            for pod in cluster.items("Pod"):
+            for pod in cluster.ask("GET", "api/v1/pods")["items"]:
                 metadata, spec = pod["metadata"], pod["spec"]
-                path = cluster.path("Pod", metadata["name"])
+                path = cluster.path("Pod", metadata["name"], metadata["namespace"])
                 if "deletionTimestamp" in metadata:
                     cluster.ask("DELETE", path, {"gracePeriodSeconds": 0})
                 elif spec.get("nodeName") and pod["status"].get("phase") == "Pending":
@@ -186,6 +201,8 @@ def tend_pods(cluster: Cluster, stop: threading.Event) -> None:
                     )
                     status = {
                         "phase": "Running",
+                        "podIP": cluster.pod_address,
+                        "podIPs": [{"ip": cluster.pod_address}],
                         "conditions": [
                             {"type": kind, "status": str(ready)}
                             for kind in ("Ready", "ContainersReady")
@@ -260,7 +277,7 @@ def write_files(directory: Path, url: str) -> Path:
 
 
 @contextmanager
-def control_plane(directory: Path) -> Iterator[Cluster]:
+def control_plane(directory: Path, pod_address: str = "10.244.0.2") -> Iterator[Cluster]:
     """Start it, with three nodes: master, and two workers with one GPU each."""
     client, peer, port = free_port(), free_port(), free_port()
     etcd = f"http://127.0.0.1:{client}"
@@ -268,7 +285,9 @@ def control_plane(directory: Path) -> Iterator[Cluster]:
     kubeconfig = write_files(directory, url)
     programs = assets()
     controllers = not missing(CONTROLLERS)
-    cluster = Cluster(url, kubeconfig, controllers)
+    # What signed it stands in the same file, which the API server writes itself.
+    authority = directory / "certs/apiserver.crt"
+    cluster = Cluster(url, kubeconfig, controllers, authority, pod_address)
     with (
         running(
             [
@@ -308,8 +327,8 @@ def control_plane(directory: Path) -> Iterator[Cluster]:
         if not cluster.wait(up, 180):
             log = (directory / "kube-apiserver.log").read_text()[-2000:]
             raise RuntimeError(f"kube-apiserver does not answer: {log}")
-        for name, gpus in (("master", 0), ("worker1", 1), ("worker2", 1)):
-            add_node(cluster, name, gpus)
+        for name, address in NODES.items():
+            add_node(cluster, name, address, 0 if name == "master" else 1)
         # What cluster_addons brings; a pod that names it is refused without.
         cluster.create(
             "RuntimeClass",
@@ -329,6 +348,7 @@ def control_plane(directory: Path) -> Iterator[Cluster]:
                     str(programs / "kube-controller-manager"),
                     f"--kubeconfig={kubeconfig}",
                     f"--service-account-private-key-file={directory / 'sa.key'}",
+                    f"--root-ca-file={authority}",
                     "--leader-elect=false",
                     "--bind-address=127.0.0.1",
                     f"--secure-port={free_port()}",
