@@ -193,14 +193,18 @@ def tend_pods(cluster: Cluster, stop: threading.Event) -> None:
                 if "deletionTimestamp" in metadata:
                     cluster.ask("DELETE", path, {"gracePeriodSeconds": 0})
                 elif spec.get("nodeName") and pod["status"].get("phase") == "Pending":
-                    ready = BROKEN not in spec["containers"][0]["image"]
-                    state = (
-                        {"running": {}}
+                    # A job's is done at once: its image is there, and runs what it is told.
+                    ends = spec["restartPolicy"] == "Never"
+                    ready = not ends and BROKEN not in spec["containers"][0]["image"]
+                    state: dict[str, object] = (
+                        {"terminated": {"exitCode": 0, "reason": "Completed"}}
+                        if ends
+                        else {"running": {}}
                         if ready
                         else {"waiting": {"reason": "CrashLoopBackOff", "message": "exit status 2"}}
                     )
                     status = {
-                        "phase": "Running",
+                        "phase": "Succeeded" if ends else "Running",
                         "podIP": cluster.pod_address,
                         "podIPs": [{"ip": cluster.pod_address}],
                         "conditions": [
