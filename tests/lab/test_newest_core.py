@@ -48,6 +48,6 @@ def newest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str | Pat
 
 
 def test_the_site_is_built_and_a_second_run_changes_nothing(newest: tuple[str | Path, ...]) -> None:
-    assert "core 2.16" not in run(newest[0], "-m", "ansible", "--version")
+    assert "core 2.16" not in run(newest[0], "-m", "ansible", "adhoc", "--version")
     assert "Video generated at" in run(*newest, "up")
     assert unchanged(run(*newest, "up")) >= HOSTS
