@@ -237,11 +237,16 @@ def test_a_worker_that_loses_its_power_comes_back(machines: Machines, deployed: 
     assert wait(answered)
 
 
-def test_a_worker_that_was_killed_while_joining_is_made_anew(machines: Machines) -> None:
+def test_a_worker_that_was_killed_while_joining_is_made_anew(
+    machines: Machines, deployed: None
+) -> None:
     """As after a run that ended between kubeadm's first step and its last."""
     machines.ssh("worker2", "echo begun > /var/lib/sanchuang-t2v/kubernetes-node")
     assert changed(machines.run_playbook("playbooks/cluster.yml", **WHOLE)) > 0
     assert wait(lambda: ready(machines) == {"master", "worker1", "worker2"})
+    # Pods run there again, with addresses of the range that the node has now.
+    kubectl(machines, "rollout", "restart", "deployment/web")
+    kubectl(machines, "rollout", "status", "deployment/web", "--timeout=100s")
 
 
 def test_a_damaged_bundle_is_refused(machines: Machines, tmp_path: Path) -> None:
