@@ -22,7 +22,7 @@ from lab.settings import REPOSITORY, Paths
 from machines import Machines
 
 REGISTRY = "192.168.0.33:5001"
-STRANGER = "192.168.0.33:5002"
+STRANGER = "192.168.0.33:5003"
 IMAGE = f"{REGISTRY}/ai/pause:lab"
 CLEAN = "docker ps -aq | xargs -r docker rm -f"
 STATE = Paths(os.environ["T2V_LAB"]).state

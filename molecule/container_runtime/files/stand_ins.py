@@ -5,7 +5,7 @@
 packages docker-ce, docker-ce-cli and containerd.io of the pinned version and of a later one,
 around Debian's own engine, signed with a throw-away key; and
 the archive of cri-dockerd as its releases have it, around the script beside this one.
-``serve``: both over HTTP on port 8000, and on port 5002 a registry's greeting over TLS with
+``serve``: both over HTTP on port 8000, and on port 5003 a registry's greeting over TLS with
 the certificate of a CA that nobody trusts.
 """
 
@@ -143,7 +143,7 @@ def serve() -> None:
     os.chdir(TOP)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain("/opt/registry.crt", "/opt/registry.key")
-    stranger = http.server.ThreadingHTTPServer(("", 5002), Greeting)
+    stranger = http.server.ThreadingHTTPServer(("", 5003), Greeting)
     stranger.socket = context.wrap_socket(stranger.socket, server_side=True)
     threading.Thread(target=stranger.serve_forever, daemon=True).start()
     files = http.server.SimpleHTTPRequestHandler
