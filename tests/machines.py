@@ -50,7 +50,7 @@ class Machines:
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
-            timeout=580,
+            timeout=1200,
         )
 
     def play(self, playbook: str, *options: str) -> tuple[int, str]:
