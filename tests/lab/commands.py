@@ -1,9 +1,13 @@
 """What a user types at a lab: ``make …`` and ``python -m lab …``, with the lab's name."""
 
 import os
+import signal
 import subprocess
 
 from lab.settings import REPOSITORY
+
+# What a shell starts in the background ignores Ctrl-C, and so would the programs started here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Commands:
