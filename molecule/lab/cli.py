@@ -93,7 +93,7 @@ def _up(options: argparse.Namespace) -> int:
         variables = lab.ansible_variables(paths, scenario, site)
         playbook = [*_ansible_playbook(options), *variables]
         # What stands in for hardware that the machines have not.
-        for prepare in runtime.files(scenario, chosen, "prepare.yml")[-1:]:
+        for prepare in runtime.files(scenario, chosen, "prepare.yml"):
             _watch(paths, [*playbook, str(prepare)])
         command = [*playbook, "site.yml", *options.extra]
         say("==> site.yml -i inventory/")
