@@ -13,9 +13,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 class Commands:
     """The commands for one lab. ``environment`` is that of ``make``; a test may add to it."""
 
-    def __init__(self, name: str, scenario: str = "site") -> None:
+    def __init__(self, name: str, scenario: str = "site", make_seconds: int = 1500) -> None:
         self.name = name
         self._scenario = scenario
+        self._make_seconds = make_seconds
         # BUNDLE is for the one that asks for it by an argument.
         self.environment = {**os.environ, "T2V_LAB": name}
         self.environment.pop("BUNDLE", None)
@@ -29,7 +30,7 @@ class Commands:
             capture_output=True,
             text=True,
             check=False,
-            timeout=2400,
+            timeout=self._make_seconds,
         )
         print(done.stdout[-6000:], done.stderr[-3000:], sep="\n")
         return done

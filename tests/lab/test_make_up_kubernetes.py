@@ -22,7 +22,7 @@ from site_runs import HOSTS, unchanged
 
 NAME = "test-cluster"
 BUNDLE = os.environ.get("BUNDLE", "")
-LAB = Commands(NAME)
+LAB = Commands(NAME, make_seconds=2400)
 make, lab = LAB.make, LAB.lab
 PATHS = Paths(NAME)
 URL = "http://t2v.sanchuang.ai:31080"
