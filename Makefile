@@ -15,6 +15,8 @@ PLAYBOOK ?= site.yml
 # `make up` with a cluster: RUNTIME=kubernetes BUNDLE=<directory> (docs/bundle.md).
 RUNTIME ?=
 BUNDLE ?=
+# `make bench-site`: workers beside those of the inventory.
+WORKERS ?= 20
 
 BIN := .venv/bin
 SERVER_BIN := .venv-server/bin
@@ -44,7 +46,7 @@ make_venv() { \
 }; make_venv
 endef
 
-.PHONY: help root up down status ssh playbook serve bench-engine test test-all lint docs dashboards lock clean
+.PHONY: help root up down status ssh playbook serve bench-engine bench-site test test-all lint docs dashboards lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -80,6 +82,9 @@ bench-engine: export T2V_BENCH_OUTPUT ?= $(STATE)/bench
 bench-engine: $(if $(T2V_BENCH_PYTHON),,.venv-server/installed) ## measure the engine beside diffusers: full size on a GPU, else a small clone
 	@cd files/server && PYTHONPATH=. $(or $(T2V_BENCH_PYTHON),../../$(SERVER_BIN)/python) \
 	  -m t2v_server bench --output "$$T2V_BENCH_OUTPUT" $(ARGS)
+
+bench-site: root .venv/installed ## measure site.yml on 7 and 27 hosts, WORKERS= more than 20 (as root, hours, 40 GB)
+	@PYTHONPATH=molecule $(BIN)/python tests/lab/bench_site.py --workers $(WORKERS) --json "$(STATE)/bench-site.json" $(ARGS)
 
 test: lint ## everything that CI runs (as root: the hosts are built)
 	@$(BIN)/python tests/run.py
