@@ -13,7 +13,12 @@ from pathlib import Path
 import ansible.plugins.loader
 from ansible.executor.task_executor import TaskExecutor
 from ansible.plugins.strategy.linear import StrategyModule as Linear
-from ansible.template import AnsibleEnvironment, Templar
+from ansible.template import Templar
+
+try:
+    from ansible.template import AnsibleEnvironment
+except ImportError:
+    AnsibleEnvironment = None
 
 try:
     if not os.environ.get("T2V_MITOGEN"):
@@ -88,7 +93,10 @@ _EXECUTOR = [
     "variable_manager",
 ]
 # Of ansible-core 2.16 and 2.17; others fork for every task, as Ansible does.
-_LOCAL_KNOWN = list(inspect.signature(TaskExecutor.__init__).parameters) == _EXECUTOR
+_LOCAL_KNOWN = (
+    AnsibleEnvironment is not None
+    and list(inspect.signature(TaskExecutor.__init__).parameters) == _EXECUTOR
+)
 
 
 # Jinja works out what has constant arguments when it compiles; these say something else each time.
@@ -107,7 +115,7 @@ _OPTIONS = (
     "autoescape",
 )
 _compiled = {}
-_compile = AnsibleEnvironment.compile
+_compile = getattr(AnsibleEnvironment, "compile", None)
 
 
 def _compile_once(self, source, name=None, filename=None, raw=False, defer_init=False):
@@ -145,8 +153,9 @@ class Local(Linear):
 
     def run(self, iterator, play_context, result=0):
         """Run a play's tasks."""
-        if _LOCAL_KNOWN:
-            AnsibleEnvironment.compile = _compile_once
+        if not _LOCAL_KNOWN:
+            return super().run(iterator, play_context)
+        AnsibleEnvironment.compile = _compile_once
         try:
             return super().run(iterator, play_context)
         finally:
