@@ -66,12 +66,13 @@ def by_task(output: str) -> list[tuple[str, list[str]]]:
     return found
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    (tmp_path / "play.yml").write_text(PLAY)
-    (tmp_path / "included.yml").write_text("- debug: {msg: 'included with {{ given }}'}\n")
-    (tmp_path / "hosts").write_text("a\nb\nc\n[all:vars]\nansible_connection=local\n")
-    return tmp_path
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("strategy")
+    (place / "play.yml").write_text(PLAY)
+    (place / "included.yml").write_text("- debug: {msg: 'included with {{ given }}'}\n")
+    (place / "hosts").write_text("a\nb\nc\n[all:vars]\nansible_connection=local\n")
+    return place
 
 
 def run(place: Path, strategy: str, **settings: str) -> str:
@@ -88,13 +89,20 @@ def run(place: Path, strategy: str, **settings: str) -> str:
     return done.stdout
 
 
+@pytest.fixture(scope="module")
+def expected(place: Path) -> list[tuple[str, list[str]]]:
+    found = by_task(run(place, "linear"))
+    assert len(found) > 15
+    return found
+
+
 @pytest.mark.parametrize("mitogen", ["", "installed", "not installed"])
-def test_it_says_what_the_linear_strategy_says(place: Path, mitogen: str) -> None:
+def test_it_says_what_the_linear_strategy_says(
+    place: Path, tmp_path: Path, expected: list[tuple[str, list[str]]], mitogen: str
+) -> None:
     settings = {"T2V_MITOGEN": mitogen}
     if mitogen == "not installed":
-        (place / "ansible_mitogen").mkdir()
-        (place / "ansible_mitogen/__init__.py").write_text("raise ImportError('not installed')\n")
-        settings["PYTHONPATH"] = str(place)
-    expected = by_task(run(place, "linear"))
-    assert len(expected) > 15
+        (tmp_path / "ansible_mitogen").mkdir()
+        (tmp_path / "ansible_mitogen/__init__.py").write_text("raise ImportError('no')\n")
+        settings["PYTHONPATH"] = str(tmp_path)
     assert by_task(run(place, "t2v_linear", **settings)) == expected
