@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ask import Row, alerts, grafana, looked
+from ask import Row, alerts, grafana, looked, report
 from table import collect, merged, sentence, table
 
 LOOK = Path(__file__).resolve().parents[2] / "roles/verify/files/look"
@@ -208,6 +208,58 @@ def test_who_does_not_answer_is_a_row_too() -> None:
     found = looked("Grafana", lambda: grafana({"grafana": url}), "its log")
     assert (found.result, found.look) == ("FAILED", "its log")
     assert "refused" in found.seen
+
+
+# What ask.py is told of a site; with a monitoring switched off.
+ASKED: dict[str, Any] = {
+    "host": "t2v.sanchuang.ai",
+    "token": "",
+    "front": "edge",
+    "health": "/edge/healthz",
+    "logs": "/var/log/nginx/error.log on master",
+    "max_body": "1m",
+    "prompt": "a dog running",
+    "seconds": "5",
+    "videos_dir": "/shared/videos",
+    "ffprobe": "ffprobe",
+    "expected": {"codec": "h264", "width": "0", "height": "0", "frames": "0"},
+    "alertmanager": "",
+    "alerts": True,
+    "expected_alerts": [],
+    "grafana": "",
+}
+
+
+def test_an_entrance_that_is_away_fails_its_rows_and_what_needs_no_entrance_is_still_asked() -> (
+    None
+):
+    with answering({}) as url:
+        pass
+    found = report({**ASKED, "url": url})
+    assert {one["check"]: one["result"] for one in found["rows"]} == {
+        "edge answers": "FAILED",
+        "edge other host name": "FAILED",
+        "edge headers": "FAILED",
+        "edge limits": "FAILED",
+        "video made": "FAILED",
+        "video probed": "skipped",
+        "alerts": "skipped",
+        "Grafana": "skipped",
+    }
+    assert all(one["look"] for one in found["rows"] if one["result"] == "FAILED")
+    assert found["made"]["path"] == ""
+
+
+def test_an_answer_that_is_not_the_documented_sentence_is_no_video() -> None:
+    pages = {"/generate": (200, b"Video generated at /elsewhere/1.mp4\n"), "/healthz": (200, b"ok")}
+    with answering(pages) as url:
+        found = {one["check"]: one for one in report({**ASKED, "url": url})["rows"]}
+    assert found["video made"]["result"] == "FAILED"
+    assert "/elsewhere/1.mp4" in found["video made"]["seen"]
+    # This server serves every name, names no server, and takes bodies of any size.
+    assert found["edge other host name"]["seen"] == "stranger.invalid is served: 200"
+    assert found["edge headers"]["seen"].startswith("/healthz comes without X-T2V-Instance")
+    assert "gets 501 and not 413" in found["edge limits"]["seen"]
 
 
 def on_this_host(wanted: dict[str, Any]) -> list[dict[str, str]]:

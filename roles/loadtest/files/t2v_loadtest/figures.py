@@ -201,4 +201,5 @@ def sentence(found: Sequence[Objective]) -> str:
     missed = [f"{one.name}: {one.seen}, and not {one.goal}" for one in found if one.met is False]
     if not missed:
         return ""
-    return f"{len(missed)} of {len(found)} objectives were missed: {'; '.join(missed)}."
+    were = "was" if len(missed) == 1 else "were"
+    return f"{len(missed)} of {len(found)} objectives {were} missed: {'; '.join(missed)}."
