@@ -87,10 +87,10 @@ bench-engine: $(if $(T2V_BENCH_PYTHON),,.venv-server/installed) ## measure the e
 	@cd files/server && PYTHONPATH=. $(or $(T2V_BENCH_PYTHON),../../$(SERVER_BIN)/python) \
 	  -m t2v_server bench --output "$$T2V_BENCH_OUTPUT" $(ARGS)
 
-test: lint ## everything that CI runs (as root: the hosts are built)
+test: lint .venv-loadtest/installed ## everything that CI runs (as root: the hosts are built)
 	@$(BIN)/python tests/run.py
 
-test-all: lint ## the same and the slow, wide rest: virtual machines, Python 2.7
+test-all: lint .venv-loadtest/installed ## the same and the slow, wide rest: virtual machines, Python 2.7
 	@$(BIN)/python tests/run.py --all
 
 lint: .venv/installed .venv-server/installed ## ansible-lint, yamllint, ruff, mypy --strict

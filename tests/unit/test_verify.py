@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from ask import Row, alerts, grafana, looked, report
+from lab import cli
 from table import collect, merged, sentence, table
 
 LOOK = Path(__file__).resolve().parents[2] / "roles/verify/files/look"
@@ -320,3 +321,25 @@ def test_a_look_that_breaks_is_a_row_and_does_not_stop_the_others() -> None:
     rows = on_this_host({"service": {"url": 1}, "name": {"name": "localhost", "address": "::1"}})
     assert [one["check"] for one in rows] == ["name localhost", "service"]
     assert rows[1]["result"] == "FAILED"
+
+
+# The end of a run, as Ansible prints what the role says.
+SHOWN = """\
+ok: [localhost] =>
+    msg: |-
+        Video generated at /shared/videos/01M8CT3ST8K9C0MAAGG2G5Z4ZK.mp4
+        ffprobe: codec=h264 size=64x64 frames=9 rate=24/1
+        Asked: http://t2v.sanchuang.ai:31080/generate?prompt=a%20dog at http://192.168.0.20:31080
+
+        check  where  result  seen
+"""
+
+
+def test_make_up_ends_with_the_video_and_with_where_verify_asked_for_it() -> None:
+    found = [shown[1] for line in SHOWN.splitlines() if (shown := cli._RESULT.search(line))]
+    assert [cli._hint(line) for line in found] == [
+        "Video generated at /shared/videos/01M8CT3ST8K9C0MAAGG2G5Z4ZK.mp4",
+        "ffprobe: codec=h264 size=64x64 frames=9 rate=24/1",
+        "Ask for another: make ssh HOST=ansible, then "
+        "curl 'http://t2v.sanchuang.ai:31080/generate?prompt=a%20dog'",
+    ]
