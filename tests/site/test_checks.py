@@ -6,6 +6,7 @@ The first file of this folder, as alerts of later tests would count as failures.
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +79,16 @@ def broken(machines: Machines) -> Iterator[None]:
         # What is written there from now on belongs to another group.
         "worker1": ("chgrp root /shared/videos", "chgrp t2v /shared/videos"),
     }
+
+    def on_all(number: int) -> None:
+        with ThreadPoolExecutor(len(wrong)) as pool:
+            list(pool.map(lambda host: machines.ssh(host, wrong[host][number]), wrong))
+
     try:
-        for host, (wrongly, _) in wrong.items():
-            machines.ssh(host, wrongly)
+        on_all(0)
         yield
     finally:
-        for host, (_, rightly) in wrong.items():
-            machines.ssh(host, rightly)
+        on_all(1)
 
 
 def test_what_is_broken_fails_its_rows_all_of_them_and_no_other(
