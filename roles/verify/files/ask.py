@@ -246,7 +246,7 @@ def alerts(wanted: dict[str, Any]) -> Row:
     if not url:
         return Row(check, SKIPPED, "t2v_monitoring is false")
     if not wanted["alerts"]:
-        return Row(check, SKIPPED, "not asked: site.yml has just changed what they tell of")
+        return Row(check, SKIPPED, "not asked: verify_alerts is false, as in site.yml")
     answer = ask(f"{url}/api/v2/alerts?active=true&silenced=false&inhibited=false")
     if answer.status != 200:
         advice = "`journalctl -u alertmanager` on its host"
