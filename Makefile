@@ -12,6 +12,9 @@ PYTHON ?= $(firstword $(wildcard /usr/bin/python3.11) python3)
 ARGS ?=
 HOST ?= ansible
 PLAYBOOK ?= site.yml
+# `make chaos`: the first round's seed, and how many rounds.
+SEED ?= 1
+ROUNDS ?= 5
 # `make up` with a cluster: RUNTIME=kubernetes BUNDLE=<directory> (docs/bundle.md).
 RUNTIME ?=
 BUNDLE ?=
@@ -44,7 +47,7 @@ make_venv() { \
 }; make_venv
 endef
 
-.PHONY: help root up down status ssh playbook serve bench-engine test test-all lint docs dashboards lock clean
+.PHONY: help root up down status ssh playbook chaos interrupted serve bench-engine test test-all lint docs dashboards lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -66,6 +69,13 @@ ssh: .venv/installed ## open a shell on a host: make ssh HOST=worker1
 
 playbook: .venv/installed ## run site.yml, or PLAYBOOK=, on the hosts that stand: make playbook ARGS=--check
 	@$(LAB) playbook $(PLAYBOOK) $(ARGS)
+
+chaos: root .venv/installed ## faults into the site that stands: make chaos SEED=1 ROUNDS=5 (docs/chaos.md)
+	@PYTHONPATH=molecule:tests/lab $(BIN)/python -m lab run \
+	  $(BIN)/python tests/lab/chaos.py --seed $(SEED) --rounds $(ROUNDS) $(ARGS)
+
+interrupted: root .venv/installed ## site.yml killed again and again: do the hosts end as without? (docs/chaos.md)
+	@PYTHONPATH=molecule:tests/lab $(BIN)/python tests/lab/interrupted.py --seed $(SEED) $(ARGS)
 
 serve: export T2V_BIND ?= 127.0.0.1:8080
 serve: .venv-server/installed ## run the server here, without root, with the tiny model
