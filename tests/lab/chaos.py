@@ -22,7 +22,7 @@ import time
 import urllib.request
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -446,21 +446,21 @@ def standing(hands: Hands, needs_share: bool) -> Iterator[Watcher]:
 
 
 def run(
-    paths: Paths, site: Site, seed: int, rounds: int, sabotage: str = "", converge: bool = True
+    paths: Paths, site: Site, seeds: Sequence[int], sabotage: str = "", converge: bool = True
 ) -> list[Round]:
-    """Run the rounds of ``seed`` and those that follow.
+    """Run the rounds of these seeds, and site.yml over what they left.
 
     Raises BrokenError where the site is not whole, before them or after one that broke something.
     """
     hands = Hands(paths, site)
     results: list[Round] = []
-    needs_share = any(FAULTS[fault_of(seed + number)].share for number in range(rounds))
+    needs_share = any(FAULTS[fault_of(seed)].share for seed in seeds)
     with standing(hands, needs_share) as watcher:
         client = Client(site.host("master").address)
         chaos = Chaos(hands, client, watcher, sabotage)
         chaos.wait_until_whole()
-        for number in range(rounds):
-            result = chaos.round(seed + number)
+        for seed in seeds:
+            result = chaos.round(seed)
             results.append(result)
             say(f"{time.strftime('%H:%M:%S')} {result.line()}")
             for one in result.broken:
@@ -495,7 +495,8 @@ def main() -> int:
     site = read_site(REPOSITORY / "inventory", load_scenario("site"))
     began = time.monotonic()
     try:
-        results = run(paths, site, options.seed, options.rounds, options.sabotage)
+        seeds = range(options.seed, options.seed + options.rounds)
+        results = run(paths, site, seeds, options.sabotage)
     except (AssertionError, LabError) as error:
         print(f"BROKEN: {error}", file=sys.stderr)
         return 1

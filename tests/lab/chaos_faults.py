@@ -385,7 +385,7 @@ def clock_stepped(hands: Hands) -> Iterator[None]:
 @contextmanager
 def controller_killed(hands: Hands) -> Iterator[None]:
     """ansible-playbook and all that it started are gone at a task that the seed names."""
-    last = hands.rng.randint(1, 220)
+    last = hands.rng.randint(1, 450)  # of some 480
     with lab.locked(hands.paths):
         process = lab.start_tracked(hands.paths, hands.playbook(), output=subprocess.PIPE)
         task, number = "", 0

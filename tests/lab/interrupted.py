@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -109,7 +110,9 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
-def interrupt(controller: Controller, seed: int, kills: int, wanted: dict[str, Files]) -> Build:
+def interrupt(
+    controller: Controller, seed: int, kills: int, wanted: Callable[[], dict[str, Files]]
+) -> Build:
     """Build a lab whose site.yml is killed so often."""
     rng = random.Random(seed)
     build = Build(seed)
@@ -126,7 +129,7 @@ def interrupt(controller: Controller, seed: int, kills: int, wanted: dict[str, F
         build.changed_nothing = True
     except AssertionError as error:
         say(f"    BROKEN: the next run has not left all as it was: {str(error)[-3000:]}")
-    build.different = differences(wanted, controller.files())
+    build.different = differences(wanted(), controller.files())
     for host, path, should, found in build.different:
         say(f"    BROKEN: {host}:{path}: {found or 'is not there'}, not {should or 'absent'}")
     build.seconds = time.monotonic() - began
@@ -144,7 +147,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--builds", type=int, default=2)
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--reference", type=Path, help="what such a lab has; made where absent")
+    parser.add_argument(
+        "--reference", type=Path, help="what a whole lab has; none: it is built first"
+    )
     parser.add_argument("--of", metavar="LAB", help="write --reference from this lab, and end")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -160,14 +165,17 @@ def main() -> int:
     if paths.state.exists():
         print(f"ERROR: lab '{paths.name}' stands; name another by T2V_LAB", file=sys.stderr)
         return 1
+    whole: dict[str, Files] = {}
     try:
-        if options.reference and options.reference.exists():
-            wanted = json.loads(options.reference.read_text())
-        else:
+        if not options.reference:
             controller.create()
             controller.finish()
-            wanted = controller.files()
+            whole = controller.files()
             say("the lab that was not interrupted is built")
+
+        def wanted() -> dict[str, Files]:
+            return json.loads(options.reference.read_text()) if options.reference else whole
+
         builds = [
             interrupt(controller, options.seed + number, options.kills, wanted)
             for number in range(options.builds)
@@ -177,11 +185,11 @@ def main() -> int:
         return 1
     finally:
         controller.destroy()
-    count = sum(len(files) for files in wanted.values())
+    count = sum(len(files) for files in wanted().values())
     say(
         f"{len(builds)} labs, {sum(len(one.kills) for one in builds)} kills, "
         f"{sum(one.converged for one in builds)} converged; {count} paths of "
-        f"{len(wanted)} hosts compared, {len(EXCEPTIONS)} kinds of exceptions"
+        f"{len(site.hosts)} hosts compared, {len(EXCEPTIONS)} kinds of exceptions"
     )
     return 0 if all(one.converged for one in builds) else 1
 
