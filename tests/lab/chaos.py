@@ -51,6 +51,7 @@ from lab.settings import REPOSITORY, Paths, load_scenario
 NAME = "t2v.sanchuang.ai"
 RECOVERY_SECONDS = 240.0
 ALERT_SECONDS = 300.0
+_APART = "T2V_CHAOS_APART"
 # Answers after which a careful client sends the same request again.
 _AGAIN = {429, 500, 502, 503, 504, 507}
 
@@ -191,6 +192,7 @@ class Chaos:
                         one.result()
                 if fault.converge:
                     self.hands.converge()
+                    self.client.deadline = time.monotonic() + RECOVERY_SECONDS
                 evidence = self._evidence(seed, fault.codes)
                 self._wait_until_ready()
             result.recovery = time.monotonic() - undone
@@ -447,24 +449,23 @@ def standing(hands: Hands, needs_share: bool) -> Iterator[Watcher]:
 
 def run(
     paths: Paths, site: Site, seeds: Sequence[int], sabotage: str = "", converge: bool = True
-) -> list[Round]:
-    """Run the rounds of these seeds, and site.yml over what they left.
+) -> Iterator[Round]:
+    """Run the rounds of these seeds, one for each item that is asked for; then put all back.
 
-    Raises BrokenError where the site is not whole, before them or after one that broke something.
+    Last, site.yml goes over what they left. Raises BrokenError where the site is not whole,
+    before the first round or after one that broke something.
     """
     hands = Hands(paths, site)
-    results: list[Round] = []
     needs_share = any(FAULTS[fault_of(seed)].share for seed in seeds)
     with standing(hands, needs_share) as watcher:
-        client = Client(site.host("master").address)
-        chaos = Chaos(hands, client, watcher, sabotage)
+        chaos = Chaos(hands, Client(site.host("master").address), watcher, sabotage)
         chaos.wait_until_whole()
         for seed in seeds:
             result = chaos.round(seed)
-            results.append(result)
             say(f"{time.strftime('%H:%M:%S')} {result.line()}")
             for one in result.broken:
                 say(f"    BROKEN, {one.kind}: {one.sentence}")
+            yield result
             if result.broken:
                 say(f"    again: make chaos SEED={result.seed} ROUNDS=1")
                 chaos.wait_until_whole()
@@ -473,7 +474,6 @@ def run(
         said = hands.converge()
         for line in re.findall(r"^\S+ +: ok=.*$", said, re.MULTILINE):
             say(f"    {line}")
-    return results
 
 
 def main() -> int:
@@ -487,26 +487,34 @@ def main() -> int:
     # A polite kill puts back what was done, as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if Path("/proc/self/ns/mnt").readlink() == Path("/proc/1/ns/mnt").readlink():
+    if not os.environ.get(_APART):
+        # What is mounted for the share is nobody else's (chaos_share.py).
+        os.environ[_APART] = "yes"
         command = [sys.executable, *sys.argv]
         os.execvp("unshare", ["unshare", "--mount", "--propagation", "private", *command])
     os.chdir(REPOSITORY)
     paths = Paths(os.environ.get("T2V_LAB") or "site")
     site = read_site(REPOSITORY / "inventory", load_scenario("site"))
     began = time.monotonic()
+    results: list[Round] = []
+    status = 0
     try:
         seeds = range(options.seed, options.seed + options.rounds)
-        results = run(paths, site, seeds, options.sabotage)
+        for result in run(paths, site, seeds, options.sabotage):
+            results.append(result)
     except (AssertionError, LabError) as error:
         print(f"BROKEN: {error}", file=sys.stderr)
-        return 1
+        status = 1
+    except KeyboardInterrupt:
+        say("stopped; what was done is put back")
+        status = 130
     say("")
     say(table(results))
     say(f"{verdict(results)}; {(time.monotonic() - began) / 60:.0f} minutes")
     if options.json:
         found = {"rounds": [one.as_dict() for one in results], "verdict": verdict(results)}
         options.json.write_text(json.dumps(found, indent=2) + "\n")
-    return 0 if all(one.survived for one in results) else 1
+    return status or (0 if all(one.survived for one in results) else 1)
 
 
 if __name__ == "__main__":

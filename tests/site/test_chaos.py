@@ -12,5 +12,5 @@ def test_no_job_is_lost_or_made_twice_when_what_serves_it_is_killed(
     paths: Paths, site: Site
 ) -> None:
     assert {seed: fault_of(seed) for seed in SEEDS} == SEEDS
-    rounds = run(paths, site, tuple(SEEDS), converge=False)
+    rounds = list(run(paths, site, tuple(SEEDS), converge=False))
     assert [one.sentence for result in rounds for one in result.broken] == [], verdict(rounds)
