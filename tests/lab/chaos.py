@@ -482,7 +482,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write every round there, too")
-    parser.add_argument("--sabotage", choices=("remove", "truncate", "double"), default="")
+    parser.add_argument("--no-converge", action="store_true", help="no site.yml at the end")
+    parser.add_argument(
+        "--sabotage",
+        choices=("remove", "truncate", "double"),
+        default="",
+        help="break a promise in every round: chaos must notice it",
+    )
     options = parser.parse_args()
     # A polite kill puts back what was done, as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -500,12 +506,12 @@ def main() -> int:
     status = 0
     try:
         seeds = range(options.seed, options.seed + options.rounds)
-        for result in run(paths, site, seeds, options.sabotage):
+        for result in run(paths, site, seeds, options.sabotage, not options.no_converge):
             results.append(result)
     except (AssertionError, LabError) as error:
         print(f"BROKEN: {error}", file=sys.stderr)
         status = 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         say("stopped; what was done is put back")
         status = 130
     say("")
