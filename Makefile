@@ -101,7 +101,7 @@ lint: .venv/installed .venv-server/installed ## ansible-lint, yamllint, ruff, my
 	$(BIN)/yamllint --strict .
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(BIN)/mypy molecule/lab tests/unit tests/kubernetes tests/lab tests/site tests/control_plane.py tests/controller.py tests/machines.py tests/playbooks.py tests/ports.py tests/registries.py tests/run.py
+	$(BIN)/mypy molecule/lab tests/unit tests/kubernetes tests/lab tests/site tests/cluster.py tests/control_plane.py tests/controller.py tests/machines.py tests/playbooks.py tests/ports.py tests/registries.py tests/run.py
 	MYPYPATH=tests/roles $(BIN)/mypy tests/roles
 	MYPYPATH=tests/monitoring $(BIN)/mypy tests/monitoring roles/grafana/files/dashboards.py
 	MYPYPATH=tests/deploy $(BIN)/mypy tests/deploy

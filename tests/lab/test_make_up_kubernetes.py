@@ -7,16 +7,15 @@ The GPUs are stand-ins, which `make up` names.
 import json
 import os
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster import Kubectl, wait
 from commands import Commands
 from host_state import snapshot
-from lab import network
 from lab.settings import Paths
 from site_runs import HOSTS, unchanged
 
@@ -25,6 +24,7 @@ BUNDLE = os.environ.get("BUNDLE", "")
 LAB = Commands(NAME, make_seconds=2400)
 make, lab = LAB.make, LAB.lab
 PATHS = Paths(NAME)
+kubectl = Kubectl(PATHS, BUNDLE, "t2v")
 URL = "http://t2v.sanchuang.ai:31080"
 
 pytestmark = [
@@ -38,27 +38,6 @@ def on(host: str, command: str) -> str:
     return lab("ssh", host, command)
 
 
-def kubectl(*arguments: str) -> Any:
-    """What kubectl on the controller says, which is in the lab's network; `get` as objects."""
-    reads = arguments[0] == "get"
-    done = subprocess.run(
-        network.inside(
-            PATHS,
-            [
-                f"{BUNDLE}/bin/kubectl",
-                f"--kubeconfig={PATHS.state}/controller/kubeconfig",
-                *("-n", "t2v", *arguments),
-                *(["-o", "json"] if reads else []),
-            ],
-        ),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout) if reads else done.stdout
-
-
 def ask(path: str, body: dict[str, Any] | None = None, seconds: int = 60) -> dict[str, Any]:
     """The service's answer to a user on the ansible host."""
     data = f"-H 'Content-Type: application/json' -d '{json.dumps(body)}'" if body else ""
@@ -67,20 +46,8 @@ def ask(path: str, body: dict[str, Any] | None = None, seconds: int = 60) -> dic
     return answer
 
 
-def wait(what: Callable[[], bool], seconds: float = 240) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            if what():
-                return True
-        except (AssertionError, subprocess.SubprocessError, json.JSONDecodeError, KeyError):
-            pass
-        time.sleep(2)
-    return False
-
-
 def available() -> bool:
-    deployment = kubectl("get", "deployment", "wan22-t2v-deployment")
+    deployment = kubectl.get("deployment", "wan22-t2v-deployment")
     return bool(deployment["status"].get("availableReplicas") == 2)
 
 
@@ -117,15 +84,15 @@ def test_each_gpu_has_one_pod_and_there_can_be_no_more(
 ) -> None:
     slots = {
         node["metadata"]["name"]: node["status"]["allocatable"].get("nvidia.com/gpu")
-        for node in kubectl("get", "nodes")["items"]
+        for node in kubectl.get("nodes")["items"]
     }
     assert slots == {"master": None, "worker1": "1", "worker2": "1"}
-    pods = kubectl("get", "pods", "-l", "app=wan22-t2v")["items"]
+    pods = kubectl.get("pods", "-l", "app=wan22-t2v")["items"]
     assert sorted(pod["spec"]["nodeName"] for pod in pods) == ["worker1", "worker2"]
     assert {
         pod["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] for pod in pods
     } == {"1"}
-    (scaler,) = kubectl("get", "hpa")["items"]
+    (scaler,) = kubectl.get("hpa")["items"]
     assert (scaler["spec"]["minReplicas"], scaler["spec"]["maxReplicas"]) == (2, 2)
 
 
@@ -146,7 +113,7 @@ def test_a_pod_killed_while_it_generates_loses_no_job(
     wanted = {"model": "tiny", "num_inference_steps": 1000}
     jobs = [ask("/v1/videos", {**wanted, "prompt": f"a dog, {i}"})["id"] for i in range(6)]
     assert wait(lambda: ask(f"/v1/videos/{jobs[0]}")["status"] != "queued", 60)
-    (victim, *_) = kubectl("get", "pods", "-l", "app=wan22-t2v")["items"]
+    (victim, *_) = kubectl.get("pods", "-l", "app=wan22-t2v")["items"]
     kubectl("delete", "pod", victim["metadata"]["name"], "--grace-period=0", "--force")
 
     def ended() -> bool:

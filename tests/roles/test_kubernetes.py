@@ -9,14 +9,13 @@ import base64
 import json
 import os
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from cluster import Kubectl, wait
 from lab.settings import Paths
 from machines import Machines
 from playbooks import WHOLE, changed, sentences
@@ -26,51 +25,19 @@ BUNDLE_NEXT = os.environ.get("BUNDLE_NEXT", "")
 pytestmark = pytest.mark.skipif(
     not BUNDLE, reason="BUNDLE names no directory: no cluster was made, nothing was looked at"
 )
-STATE = Paths(os.environ["T2V_LAB"]).state
-KUBECONFIG = STATE / "controller/kubeconfig"
-KUBECTL = f"{BUNDLE}/bin/kubectl"
+PATHS = Paths(os.environ["T2V_LAB"])
+STATE = PATHS.state
+kubectl = Kubectl(PATHS, BUNDLE)
 MIRROR = "192.168.0.34:5001/ai/mirror"
 
 
-def kubectl(machines: Machines, *arguments: str, stdin: str = "", check: bool = True) -> str:
-    """What kubectl prints on the controller, which is in the site's network."""
-    done = subprocess.run(
-        machines.inside([KUBECTL, f"--kubeconfig={KUBECONFIG}", *arguments]),
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert not check or done.returncode == 0, done.stderr
-    return done.stdout if check else done.stdout + done.stderr
-
-
-def objects(machines: Machines, *arguments: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(kubectl(machines, "get", *arguments, "-o", "json"))[
-        "items"
-    ]
-    return found
-
-
-def ready(machines: Machines) -> set[str]:
+def ready() -> set[str]:
     return {
         node["metadata"]["name"]
-        for node in objects(machines, "nodes")
+        for node in kubectl.items("nodes")
         for condition in node["status"]["conditions"]
         if condition["type"] == "Ready" and condition["status"] == "True"
     }
-
-
-def wait(what: Callable[[], bool], seconds: float = 180) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            if what():
-                return True
-        except (AssertionError, subprocess.TimeoutExpired, json.JSONDecodeError):
-            pass
-        time.sleep(1)
-    return False
 
 
 def web(image: str) -> str:
@@ -146,14 +113,14 @@ def image_with_perl() -> str:
 @pytest.fixture(scope="module")
 def deployed(machines: Machines) -> None:
     """The two pods run."""
-    kubectl(machines, "apply", "-f", "-", stdin=web(image_with_perl()))
-    kubectl(machines, "rollout", "status", "deployment/web", "--timeout=100s")
+    kubectl("apply", "-f", "-", stdin=web(image_with_perl()))
+    kubectl("rollout", "status", "deployment/web", "--timeout=100s")
 
 
 def test_every_node_is_ready_and_of_the_bundle_s_version(machines: Machines) -> None:
-    assert ready(machines) == {"master", "worker1", "worker2"}
+    assert ready() == {"master", "worker1", "worker2"}
     version = yaml.safe_load(Path(BUNDLE, "index.yml").read_text())["kubernetes_version"]
-    nodes = objects(machines, "nodes")
+    nodes = kubectl.items("nodes")
     assert {node["status"]["nodeInfo"]["kubeletVersion"] for node in nodes} == {f"v{version}"}
     assert {
         node["metadata"]["name"]
@@ -163,7 +130,7 @@ def test_every_node_is_ready_and_of_the_bundle_s_version(machines: Machines) -> 
 
 
 def test_all_images_come_out_of_the_site_s_registry(machines: Machines) -> None:
-    pods = objects(machines, "pods", "-A")
+    pods = kubectl.items("pods", "-A")
     images = {one["image"] for pod in pods for one in pod["spec"]["containers"]}
     assert images
     registry = MIRROR.split("/")[0]
@@ -171,7 +138,7 @@ def test_all_images_come_out_of_the_site_s_registry(machines: Machines) -> None:
 
 
 def test_the_kubeconfig_is_its_owner_s_alone() -> None:
-    assert KUBECONFIG.stat().st_mode & 0o777 == 0o600
+    assert kubectl.kubeconfig.stat().st_mode & 0o777 == 0o600
 
 
 def test_no_token_is_left(machines: Machines) -> None:
@@ -191,18 +158,16 @@ def test_kubelets_serve_with_the_cluster_s_certificate(machines: Machines) -> No
 
 
 def test_pods_spread_over_the_workers(machines: Machines, deployed: None) -> None:
-    pods = objects(machines, "pods", "-l", "app=web")
+    pods = kubectl.items("pods", "-l", "app=web")
     assert sorted(pod["spec"]["nodeName"] for pod in pods) == ["worker1", "worker2"]
 
 
 def test_a_service_is_found_by_name_and_by_the_port_of_every_node(
     machines: Machines, deployed: None
 ) -> None:
-    for pod in objects(machines, "pods", "-l", "app=web"):
+    for pod in kubectl.items("pods", "-l", "app=web"):
         seen = {
-            kubectl(machines, "exec", pod["metadata"]["name"], "--", "perl", "-e", CLIENT).split()[
-                -1
-            ]
+            kubectl("exec", pod["metadata"]["name"], "--", "perl", "-e", CLIENT).split()[-1]
             for _ in range(12)
         }
         # Both: the other one is reached over the pods' network.
@@ -223,8 +188,8 @@ def test_a_second_run_changes_nothing(machines: Machines) -> None:
 def test_a_worker_that_loses_its_power_comes_back(machines: Machines, deployed: None) -> None:
     machines.power("off", "worker2")
     machines.power("on", "worker2")
-    assert wait(lambda: "worker2" in ready(machines))
-    kubectl(machines, "rollout", "status", "deployment/web", "--timeout=150s")
+    assert wait(lambda: "worker2" in ready())
+    kubectl("rollout", "status", "deployment/web", "--timeout=150s")
 
     def answered() -> bool:
         done = subprocess.run(
@@ -243,10 +208,10 @@ def test_a_worker_that_was_killed_while_joining_is_made_anew(
     """As after a run that ended between kubeadm's first step and its last."""
     machines.ssh("worker2", "echo begun > /var/lib/sanchuang-t2v/kubernetes-node")
     assert changed(machines.run_playbook("playbooks/cluster.yml", **WHOLE)) > 0
-    assert wait(lambda: ready(machines) == {"master", "worker1", "worker2"})
+    assert wait(lambda: ready() == {"master", "worker1", "worker2"})
     # Pods run there again, with addresses of the range that the node has now.
-    kubectl(machines, "rollout", "restart", "deployment/web")
-    kubectl(machines, "rollout", "status", "deployment/web", "--timeout=100s")
+    kubectl("rollout", "restart", "deployment/web")
+    kubectl("rollout", "status", "deployment/web", "--timeout=100s")
 
 
 def test_a_damaged_bundle_is_refused(machines: Machines, tmp_path: Path) -> None:
@@ -264,23 +229,23 @@ def test_a_damaged_bundle_is_refused(machines: Machines, tmp_path: Path) -> None
 
 
 def test_a_backup_brings_back_what_was_removed(machines: Machines) -> None:
-    kubectl(machines, "create", "configmap", "kept", "--from-literal=word=dog")
+    kubectl("create", "configmap", "kept", "--from-literal=word=dog")
     file = STATE / "controller/backups/test.tgz"
     done = machines.run_playbook(
         "playbooks/backup.yml", "-e", f"kubernetes_control_plane_backup_file={file}", **WHOLE
     )
     assert done.returncode == 0, done.stdout[-3000:]
     assert file.stat().st_mode & 0o777 == 0o600
-    kubectl(machines, "delete", "configmap", "kept")
+    kubectl("delete", "configmap", "kept")
     done = machines.run_playbook("playbooks/restore.yml", "-e", f"backup={file}", **WHOLE)
     assert done.returncode == 0, done.stdout[-3000:]
-    assert wait(lambda: kubectl(machines, "get", "configmap", "kept", "-o", "name") != "")
-    assert wait(lambda: ready(machines) == {"master", "worker1", "worker2"})
+    assert wait(lambda: kubectl("get", "configmap", "kept", "-o", "name") != "")
+    assert wait(lambda: ready() == {"master", "worker1", "worker2"})
 
 
-def live(machines: Machines) -> dict[str, Any]:
+def live() -> dict[str, Any]:
     found: dict[str, Any] = json.loads(
-        kubectl(machines, "-n", "t2v", "get", "deployment", "wan22-t2v-deployment", "-o", "json")
+        kubectl("-n", "t2v", "get", "deployment", "wan22-t2v-deployment", "-o", "json")
     )
     return found
 
@@ -288,13 +253,13 @@ def live(machines: Machines) -> dict[str, Any]:
 def test_the_service_is_deployed_by_digest_with_a_pod_on_each_worker(machines: Machines) -> None:
     """STAND-IN: its image is busybox' web server (molecule/kubernetes/service.yml)."""
     recorded = json.loads((STATE / "controller/image.json").read_text())
-    (container,) = live(machines)["spec"]["template"]["spec"]["containers"]
+    (container,) = live()["spec"]["template"]["spec"]["containers"]
     assert container["image"] == recorded["image"]
-    pods = objects(machines, "pods", "-n", "t2v", "-l", "app=wan22-t2v")
+    pods = kubectl.items("pods", "-n", "t2v", "-l", "app=wan22-t2v")
     assert sorted(pod["spec"]["nodeName"] for pod in pods) == ["worker1", "worker2"]
     (claim,) = [
         one
-        for one in objects(machines, "pvc", "-n", "t2v")
+        for one in kubectl.items("pvc", "-n", "t2v")
         if one["metadata"]["name"] == "pvc-video-output"
     ]
     assert claim["status"]["phase"] == "Bound"
@@ -309,13 +274,13 @@ def test_the_service_is_deployed_by_digest_with_a_pod_on_each_worker(machines: M
 
 def test_its_jobs_redis_answers(machines: Machines) -> None:
     asked = 'REDISCLI_AUTH="$(cat /etc/redis/password)" redis-cli ping'
-    said = kubectl(machines, "-n", "t2v", "exec", "wan22-redis-0", "--", "sh", "-c", asked)
+    said = kubectl("-n", "t2v", "exec", "wan22-redis-0", "--", "sh", "-c", asked)
     assert said.strip() == "PONG"
 
 
 def test_an_image_that_a_node_cannot_pull_stops_no_pod(machines: Machines, tmp_path: Path) -> None:
     """The registry knows nothing of this digest; two minutes later that is said."""
-    before = live(machines)["metadata"]["generation"]
+    before = live()["metadata"]["generation"]
     known = json.loads((STATE / "controller/image.json").read_text())
     digest = "sha256:" + "0" * 64
     record = {**known, "digest": digest, "image": f"{known['image'].split('@')[0]}@{digest}"}
@@ -327,12 +292,12 @@ def test_an_image_that_a_node_cannot_pull_stops_no_pod(machines: Machines, tmp_p
     said = sentences(done)[-1]
     assert said.startswith(f"Not every node could pull {record['image']} (wan22-pull-")
     assert "and nothing was rolled out" in said
-    assert live(machines)["metadata"]["generation"] == before
-    assert wait(lambda: not objects(machines, "jobs", "-n", "t2v"))
+    assert live()["metadata"]["generation"] == before
+    assert wait(lambda: not kubectl.items("jobs", "-n", "t2v"))
 
 
 def test_a_rollout_that_fails_is_taken_back(machines: Machines) -> None:
-    before = live(machines)["spec"]["template"]["spec"]["containers"][0]["image"]
+    before = live()["spec"]["template"]["spec"]["containers"][0]["image"]
     done = machines.run_playbook(
         "playbooks/deploy.yml",
         *("-e", f"t2v_deploy_image_record={STATE}/controller/broken.json"),
@@ -343,8 +308,8 @@ def test_a_rollout_that_fails_is_taken_back(machines: Machines) -> None:
     assert sentences(done)[-1].endswith("What rolled out last was applied again.")
     # This one was on every node before a pod was stopped for it.
     assert "TASK [t2v_deploy : Pull the new image on every node]" in done.stdout
-    assert live(machines)["spec"]["template"]["spec"]["containers"][0]["image"] == before
-    assert wait(lambda: live(machines)["status"].get("availableReplicas") == 2)
+    assert live()["spec"]["template"]["spec"]["containers"][0]["image"] == before
+    assert wait(lambda: live()["status"].get("availableReplicas") == 2)
 
 
 def as_account(machines: Machines, directory: Path, token: str, *arguments: str) -> str:
@@ -352,14 +317,18 @@ def as_account(machines: Machines, directory: Path, token: str, *arguments: str)
     authority = directory / "ca.crt"
     (secret,) = [
         one
-        for one in objects(machines, "secrets", "-n", "t2v-monitoring")
+        for one in kubectl.items("secrets", "-n", "t2v-monitoring")
         if one["metadata"]["name"] == "prometheus-token"
     ]
     authority.write_bytes(base64.b64decode(secret["data"]["ca.crt"]))
     done = subprocess.run(
         machines.inside(
             [
-                *(KUBECTL, "--kubeconfig=/dev/null", "--server=https://192.168.0.20:6443"),
+                *(
+                    str(kubectl.program),
+                    "--kubeconfig=/dev/null",
+                    "--server=https://192.168.0.20:6443",
+                ),
                 *(f"--certificate-authority={authority}", f"--token={token}", *arguments),
             ]
         ),
@@ -374,7 +343,7 @@ def test_prometheus_account_reads_metrics_and_nothing_else(
     machines: Machines, tmp_path: Path
 ) -> None:
     secret = json.loads(
-        kubectl(machines, "-n", "t2v-monitoring", "get", "secret", "prometheus-token", "-o", "json")
+        kubectl("-n", "t2v-monitoring", "get", "secret", "prometheus-token", "-o", "json")
     )
     token = base64.b64decode(secret["data"]["token"]).decode()
 
@@ -405,18 +374,18 @@ def test_prometheus_account_reads_metrics_and_nothing_else(
 
 
 def test_an_account_without_rights_sees_nothing(machines: Machines, tmp_path: Path) -> None:
-    token = kubectl(machines, "create", "token", "default", "-n", "default").strip()
+    token = kubectl("create", "token", "default", "-n", "default").strip()
     said = as_account(machines, tmp_path, token, "get", "--raw", "/api/v1/nodes")
     assert "forbidden" in said.lower()
 
 
 def test_metrics_server_checks_the_kubelets_and_has_figures(machines: Machines) -> None:
-    if not [one for one in objects(machines, "pods", "-A") if "metrics-server" in str(one)]:
+    if not [one for one in kubectl.items("pods", "-A") if "metrics-server" in str(one)]:
         pytest.skip("the bundle has no image of metrics-server")
-    assert wait(lambda: "worker2" in kubectl(machines, "top", "nodes"))
+    assert wait(lambda: "worker2" in kubectl("top", "nodes"))
     (deployment,) = [
         one
-        for one in objects(machines, "deployments", "-n", "kube-system")
+        for one in kubectl.items("deployments", "-n", "kube-system")
         if one["metadata"]["name"] == "metrics-server"
     ]
     assert "insecure" not in str(deployment["spec"]["template"]["spec"]["containers"][0]["args"])
@@ -428,15 +397,15 @@ def test_an_add_on_that_is_switched_off_is_removed_and_comes_back(machines: Mach
         return {
             f"{one['kind']} {one['metadata']['name']}"
             for kind in ("deployments", "services", "serviceaccounts", "rolebindings")
-            for one in objects(machines, kind, "-n", "kube-system")
+            for one in kubectl.items(kind, "-n", "kube-system")
             if "metrics-server" in one["metadata"]["name"]
         }
 
     off = ("-e", "cluster_addons_metrics_server=false")
     assert server(*off) == set()
-    assert "metrics" not in kubectl(machines, "get", "apiservices", "-o", "name")
+    assert "metrics" not in kubectl("get", "apiservices", "-o", "name")
     assert changed(machines.run_playbook("playbooks/cluster.yml", *off, **WHOLE)) == 0
-    assert ready(machines) == {"master", "worker1", "worker2"}
+    assert ready() == {"master", "worker1", "worker2"}
     assert "Deployment metrics-server" in server()
 
 
@@ -466,7 +435,7 @@ def test_certificates_are_renewed_before_their_end_and_not_long_before(machines:
     assert changed(machines.run_playbook("playbooks/certificates.yml", *days, **WHOLE)) > 0
     assert wait(lambda: serial(machines) not in ("", before))
     # The file on the controller is the new account's.
-    assert wait(lambda: ready(machines) == {"master", "worker1", "worker2"})
+    assert wait(lambda: ready() == {"master", "worker1", "worker2"})
 
 
 def test_a_worker_is_removed_and_added_again(machines: Machines) -> None:
@@ -476,15 +445,15 @@ def test_a_worker_is_removed_and_added_again(machines: Machines) -> None:
     assert "worker is 'master': name one of worker1, worker2" in sentences(refused)[-1]
     done = machines.run_playbook("playbooks/remove_worker.yml", "-e", "worker=worker2", **WHOLE)
     assert changed(done) > 0
-    assert ready(machines) == {"master", "worker1"}
+    assert ready() == {"master", "worker1"}
     assert serves(machines, "worker1")
     assert not traces(machines, "worker2")
     again = machines.run_playbook("playbooks/remove_worker.yml", "-e", "worker=worker2", **WHOLE)
     assert changed(again) == 0
     # Not add_worker.yml, which goes over hosts that this scenario has not; its last step.
     assert changed(machines.run_playbook("playbooks/cluster.yml", **WHOLE)) > 0
-    assert wait(lambda: ready(machines) == {"master", "worker1", "worker2"})
-    assert wait(lambda: live(machines)["status"].get("availableReplicas") == 2)
+    assert wait(lambda: ready() == {"master", "worker1", "worker2"})
+    assert wait(lambda: live()["status"].get("availableReplicas") == 2)
     assert wait(lambda: serves(machines, "worker2"))
 
 
@@ -494,16 +463,16 @@ def test_the_cluster_is_upgraded_one_node_after_the_other(machines: Machines) ->
     version = yaml.safe_load(Path(BUNDLE_NEXT, "index.yml").read_text())["kubernetes_version"]
     chosen = ("-e", f"t2v_bundle={BUNDLE_NEXT}")
     assert changed(machines.run_playbook("playbooks/upgrade.yml", *chosen, **WHOLE)) > 0
-    nodes = objects(machines, "nodes")
+    nodes = kubectl.items("nodes")
     assert {node["status"]["nodeInfo"]["kubeletVersion"] for node in nodes} == {f"v{version}"}
     assert not [node for node in nodes if node["spec"].get("unschedulable")]
     images = {
         one["image"].rsplit("/", 1)[-1]
-        for pod in objects(machines, "pods", "-n", "kube-system")
+        for pod in kubectl.items("pods", "-n", "kube-system")
         for one in pod["spec"]["containers"]
     }
     assert {f"{name}:v{version}" for name in ("kube-apiserver", "kube-proxy")} <= images
-    assert wait(lambda: live(machines)["status"].get("availableReplicas") == 2)
+    assert wait(lambda: live()["status"].get("availableReplicas") == 2)
     assert changed(machines.run_playbook("playbooks/upgrade.yml", *chosen, **WHOLE)) == 0
     refused = machines.run_playbook("playbooks/upgrade.yml", **WHOLE)
     assert refused.returncode != 0
@@ -544,11 +513,11 @@ def test_a_reset_leaves_bare_hosts_also_the_second_time(machines: Machines) -> N
     meant = ("-e", "reset_cluster=yes")
     assert changed(machines.run_playbook("playbooks/reset.yml", *meant, **WHOLE)) > 0
     assert {host: traces(machines, host) for host in hosts} == {host: [] for host in hosts}
-    assert not KUBECONFIG.exists()
+    assert not kubectl.kubeconfig.exists()
     assert changed(machines.run_playbook("playbooks/reset.yml", *meant, **WHOLE)) == 0
     bundle = ("-e", f"t2v_bundle={BUNDLE_NEXT or BUNDLE}")
     assert changed(machines.run_playbook("playbooks/cluster.yml", *bundle, **WHOLE)) > 0
-    assert wait(lambda: ready(machines) == set(hosts))
+    assert wait(lambda: ready() == set(hosts))
     assert changed(machines.run_playbook("playbooks/deploy.yml", *bundle, **WHOLE)) > 0
     assert wait(lambda: serves(machines, "worker2"))
     assert changed(machines.run_playbook("playbooks/reset.yml", *meant, **WHOLE)) > 0
