@@ -329,9 +329,10 @@ def small_state(hands: Hands) -> Iterator[None]:
     try:
         hands.ssh(
             worker,
-            f"set -e; docker kill wan22-t2v >/dev/null; mount -t tmpfs -o size=8m tmpfs /mnt; "
-            f"cp -a {_STATE}/. /mnt/; chown --reference={_STATE} /mnt; chmod 750 /mnt; "
-            f"mount --move /mnt {_STATE}; docker start wan22-t2v",
+            "set -e; docker kill wan22-t2v >/dev/null; rm -rf /run/chaos-state; "
+            f"cp -a {_STATE} /run/chaos-state; "
+            f"mount -t tmpfs -o size=8m,mode=750 tmpfs {_STATE}; "
+            f"cp -a /run/chaos-state/. {_STATE}/; docker start wan22-t2v",
         )
         yield
     finally:

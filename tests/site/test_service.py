@@ -113,7 +113,7 @@ def test_a_container_that_docker_could_not_start_with_itself_is_started_after_it
     """As after a power cut, when Docker may take the container's port for allocated."""
     listener = (
         "import socket, time; one = socket.socket(); one.bind(('0.0.0.0', 31080)); "
-        "one.listen(); time.sleep(5)"
+        "one.listen(); time.sleep(20)"
     )
     script = (
         "systemctl stop docker.socket docker && "
