@@ -25,7 +25,7 @@ QUICK = (
     "Prometheus killed",
     "controller killed in site.yml",
     "worker's /var full",
-    "job store's clock stepped",
+    "engine stopped past its lease",
     "every host powered off",
 )
 LONG = (
