@@ -194,17 +194,18 @@ class Chaos:
                     self.hands.converge()
                     self.client.deadline = time.monotonic() + RECOVERY_SECONDS
                 evidence = self._evidence(seed, fault.codes)
+                # First of all, whatever else goes wrong: the jobs.
+                result.broken = judge(evidence)
+                result.outcomes = Counter(
+                    job.code or job.status for job in evidence.jobs.values() if job
+                )
+                self.earlier |= evidence.videos
                 self._wait_until_ready()
             result.recovery = time.monotonic() - undone
             self._wait_for_targets()
             if fault.alerts:
                 self._wait_for_alerts(fault.alerts, False, ALERT_SECONDS)
                 result.alerts = sorted({name for name, _ in fault.alerts})
-            result.broken = judge(evidence)
-            result.outcomes = Counter(
-                job.code or job.status for job in evidence.jobs.values() if job
-            )
-            self.earlier |= evidence.videos
         except (
             *(AssertionError, OSError, LabError, http.client.HTTPException),
             *(subprocess.SubprocessError, json.JSONDecodeError),
