@@ -12,6 +12,9 @@ PYTHON ?= $(firstword $(wildcard /usr/bin/python3.11) python3)
 ARGS ?=
 HOST ?= ansible
 PLAYBOOK ?= site.yml
+# `make chaos`: the first round's seed, and how many rounds.
+SEED ?= 1
+ROUNDS ?= 5
 # `make up` with a cluster: RUNTIME=kubernetes BUNDLE=<directory> (docs/bundle.md).
 RUNTIME ?=
 BUNDLE ?=
@@ -46,7 +49,7 @@ make_venv() { \
 }; make_venv
 endef
 
-.PHONY: help root up down status ssh playbook verify loadtest serve bench-engine bench-site test test-all lint docs dashboards lock clean
+.PHONY: help root up down status ssh playbook verify loadtest chaos interrupted serve bench-engine bench-site test test-all lint docs dashboards lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -74,6 +77,13 @@ verify: .venv/installed ## ask the standing hosts for everything that users were
 
 loadtest: .venv/installed .venv-loadtest/installed ## load them as the article does, and by a mix: a report with plots
 	@$(LAB) playbook playbooks/loadtest.yml -e loadtest_python='$(CURDIR)/.venv-loadtest/bin/python' $(ARGS)
+
+chaos: root .venv/installed ## faults into the site that stands: make chaos SEED=1 ROUNDS=5 (docs/chaos.md)
+	@PYTHONPATH=molecule:tests/lab $(BIN)/python -m lab run \
+	  $(BIN)/python tests/lab/chaos.py --seed $(SEED) --rounds $(ROUNDS) $(ARGS)
+
+interrupted: root .venv/installed ## site.yml killed again and again: do the hosts end as without? (docs/chaos.md)
+	@PYTHONPATH=molecule:tests/lab $(BIN)/python tests/lab/interrupted.py --seed $(SEED) $(ARGS)
 
 serve: export T2V_BIND ?= 127.0.0.1:8080
 serve: .venv-server/installed ## run the server here, without root, with the tiny model

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -48,7 +50,7 @@ from t2v_server.jobs.sqlite_store import SqliteStore
 from t2v_server.jobs.store import Admission, Claim, NewJob, Order
 from t2v_server.metrics import Metrics
 from t2v_server.profiles import TINY, VideoParameters
-from t2v_server.storage.videos import VideoStore
+from t2v_server.storage.videos import DiskFull, VideoStore
 
 PARAMETERS = Parameters("a dog", "", 4, TINY.defaults)
 
@@ -128,6 +130,22 @@ def test_what_the_watcher_raises_ends_the_generation_at_that_step() -> None:
         generator.generate(Parameters("a dog", "", 4, video), stop_at_three)
     assert steps == [1, 2, 3]
     assert generator.generate(PARAMETERS).std() > 5  # and the pipeline is none the worse
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a full volume needs root")
+def test_a_full_volume_is_named_whatever_else_ffmpeg_says(tmp_path: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], check=True)
+    try:
+        descriptor = os.open(tmp_path / "filler", os.O_CREAT | os.O_WRONLY)
+        with suppress(OSError):
+            while True:
+                os.write(descriptor, bytes(4096))
+        os.close(descriptor)
+        frames = np.zeros((9, 64, 64, 3), np.uint8)
+        with pytest.raises(DiskFull), VideoStore(tmp_path, "me").full_disk_named():
+            encode_mp4(frames, tmp_path / "new.mp4", 24)
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
 
 
 def test_encoding_says_what_ffmpeg_said(tmp_path: Path) -> None:

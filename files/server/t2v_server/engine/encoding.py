@@ -94,7 +94,7 @@ class Mp4Writer:
         """Finish the file, or drop it if the block has failed.
 
         Raises:
-            EncodingError: with the last line that ffmpeg said.
+            EncodingError: with what ffmpeg said first.
         """
         try:
             if kind is not None:
@@ -111,7 +111,7 @@ class Mp4Writer:
         """Take ``frames`` (T, H, W, 3), in order; waits only if the encoder is far behind.
 
         Raises:
-            EncodingError: with the last line that ffmpeg said.
+            EncodingError: with what ffmpeg said first.
         """
         if self._broken.is_set():
             self._process.wait()
@@ -135,8 +135,9 @@ class Mp4Writer:
     def _failure(self) -> EncodingError:
         self._said.seek(0)
         said = self._said.read().decode(errors="replace").strip().splitlines()
+        # The reason comes first; of a full disk the last line is that nothing was written.
         return EncodingError(
-            f"ffmpeg: {said[-1] if said else f'exit status {self._process.returncode}'}"
+            f"ffmpeg: {said[0] if said else f'exit status {self._process.returncode}'}"
         )
 
 
@@ -153,7 +154,7 @@ def encode_clip(
     No more than a few are held at a time.
 
     Raises:
-        EncodingError: with the last line that ffmpeg said.
+        EncodingError: with what ffmpeg said first.
         OSError: when the thumbnail cannot be written.
     """
     chunks = iter(chunks)
@@ -175,7 +176,7 @@ def encode_mp4(frames: Frames, path: Path, fps: int) -> None:
     """Write ``frames`` (T, H, W, 3) to ``path``.
 
     Raises:
-        EncodingError: with the last line that ffmpeg said.
+        EncodingError: with what ffmpeg said first.
     """
     encode_clip(iter([frames]), len(frames), path, None, fps)
 
