@@ -18,6 +18,8 @@ ROUNDS ?= 5
 # `make up` with a cluster: RUNTIME=kubernetes BUNDLE=<directory> (docs/bundle.md).
 RUNTIME ?=
 BUNDLE ?=
+# `make bench-site`: workers beside those of the inventory.
+WORKERS ?= 20
 
 BIN := .venv/bin
 SERVER_BIN := .venv-server/bin
@@ -47,7 +49,7 @@ make_venv() { \
 }; make_venv
 endef
 
-.PHONY: help root up down status ssh playbook chaos interrupted serve bench-engine test test-all lint docs dashboards lock clean
+.PHONY: help root up down status ssh playbook verify loadtest chaos interrupted serve bench-engine bench-site test test-all lint docs dashboards lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -70,6 +72,12 @@ ssh: .venv/installed ## open a shell on a host: make ssh HOST=worker1
 playbook: .venv/installed ## run site.yml, or PLAYBOOK=, on the hosts that stand: make playbook ARGS=--check
 	@$(LAB) playbook $(PLAYBOOK) $(ARGS)
 
+verify: .venv/installed ## ask the standing hosts for everything that users were promised: one table
+	@$(LAB) playbook playbooks/verify.yml $(ARGS)
+
+loadtest: .venv/installed .venv-loadtest/installed ## load them as the article does, and by a mix: a report with plots
+	@$(LAB) playbook playbooks/loadtest.yml -e loadtest_python='$(CURDIR)/.venv-loadtest/bin/python' $(ARGS)
+
 chaos: root .venv/installed ## faults into the site that stands: make chaos SEED=1 ROUNDS=5 (docs/chaos.md)
 	@PYTHONPATH=molecule:tests/lab $(BIN)/python -m lab run \
 	  $(BIN)/python tests/lab/chaos.py --seed $(SEED) --rounds $(ROUNDS) $(ARGS)
@@ -91,10 +99,13 @@ bench-engine: $(if $(T2V_BENCH_PYTHON),,.venv-server/installed) ## measure the e
 	@cd files/server && PYTHONPATH=. $(or $(T2V_BENCH_PYTHON),../../$(SERVER_BIN)/python) \
 	  -m t2v_server bench --output "$$T2V_BENCH_OUTPUT" $(ARGS)
 
-test: lint ## everything that CI runs (as root: the hosts are built)
+bench-site: root .venv/installed ## measure site.yml on 7 and 27 hosts, WORKERS= more than 20 (as root, takes long)
+	@PYTHONPATH=molecule $(BIN)/python tests/lab/bench_site.py --workers $(WORKERS) --json "$(STATE)/bench-site.json" $(ARGS)
+
+test: lint .venv-loadtest/installed ## everything that CI runs (as root: the hosts are built)
 	@$(BIN)/python tests/run.py
 
-test-all: lint ## the same and the slow, wide rest: virtual machines, Python 2.7
+test-all: lint .venv-loadtest/installed ## the same and the slow, wide rest: virtual machines, Python 2.7
 	@$(BIN)/python tests/run.py --all
 
 lint: .venv/installed .venv-server/installed ## ansible-lint, yamllint, ruff, mypy --strict
@@ -102,6 +113,7 @@ lint: .venv/installed .venv-server/installed ## ansible-lint, yamllint, ruff, my
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy molecule/lab tests/unit tests/kubernetes tests/lab tests/site tests/cluster.py tests/control_plane.py tests/controller.py tests/machines.py tests/playbooks.py tests/ports.py tests/registries.py tests/run.py
+	$(BIN)/mypy roles/verify/files/ask.py roles/verify/files/table.py roles/loadtest/files/t2v_loadtest
 	MYPYPATH=tests/roles $(BIN)/mypy tests/roles
 	MYPYPATH=tests/monitoring $(BIN)/mypy tests/monitoring roles/grafana/files/dashboards.py
 	MYPYPATH=tests/deploy $(BIN)/mypy tests/deploy
@@ -123,12 +135,14 @@ lock: .venv/installed ## write the hash-locked requirements anew from the .in fi
 	  --no-header --no-annotate tests/newest/requirements.in -o tests/newest/requirements.txt
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 --generate-hashes \
 	  --no-header --no-annotate tests/deploy/requirements-checkov.in -o tests/deploy/requirements-checkov.txt
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 --generate-hashes \
+	  --no-header --no-annotate roles/loadtest/files/requirements.in -o roles/loadtest/files/requirements.txt
 	cd files/server && $(UV_SERVER) requirements.in -o requirements.txt --torch-backend cpu --no-emit-package torch
 	cd files/server && $(UV_SERVER) requirements-dev.in -o requirements-dev.txt
 	PATH="$(CURDIR)/$(SERVER_BIN):$$PATH" npm install --prefix tests/server/oauth --package-lock-only --ignore-scripts
 
 clean: ## remove what this Makefile installed below this folder
-	rm -rf .venv .venv-server .venv-checkov .mypy_cache .ruff_cache .pytest_cache .ansible
+	rm -rf .venv .venv-server .venv-checkov .venv-loadtest .mypy_cache .ruff_cache .pytest_cache .ansible
 
 # Made anew whenever the lock changes; the stamp comes last, so a killed install is repeated.
 .venv/installed: requirements.txt
@@ -144,6 +158,13 @@ clean: ## remove what this Makefile installed below this folder
 	@echo "==> Environment of checkov in .venv-checkov (once)"
 	@$(MAKE_VENV) .venv-checkov
 	@.venv-checkov/bin/python $(PIP_INSTALL) -r tests/deploy/requirements-checkov.txt
+	@touch $@
+
+# The load test's own, which its role makes by itself where there is no Makefile.
+.venv-loadtest/installed: roles/loadtest/files/requirements.txt
+	@echo "==> Environment of the load test in .venv-loadtest (once)"
+	@$(MAKE_VENV) .venv-loadtest
+	@.venv-loadtest/bin/python $(PIP_INSTALL) -r roles/loadtest/files/requirements.txt
 	@touch $@
 
 .venv-server/installed: files/server/requirements.txt files/server/requirements-torch-cpu.txt files/server/requirements-dev.txt \

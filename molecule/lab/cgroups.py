@@ -93,6 +93,20 @@ def members(lab: str, group: str) -> list[int]:
     return found
 
 
+def cpu_seconds(lab: str, group: str) -> float:
+    """Processor time of what is and was in ``group`` and below; 0 where it is not counted."""
+    for mount, version2 in hierarchies():
+        path = mount / _ROOT / lab / group
+        with suppress(OSError):
+            if version2:
+                counted = dict(
+                    line.split() for line in (path / "cpu.stat").read_text().splitlines()
+                )
+                return int(counted["usage_usec"]) / 1e6
+            return int((path / "cpuacct.usage").read_text()) / 1e9
+    return 0.0
+
+
 def kill(lab: str, group: str, *, number: int = signal.SIGKILL, seconds: float = 20.0) -> None:
     """Send ``number`` to every process of ``group`` until none is left.
 

@@ -103,20 +103,22 @@ def _up(options: argparse.Namespace) -> int:
     steps.summary(time.monotonic() - started)
     say("")
     for line in results:
-        say(line)
-    # A bundle need not hold an ingress: then the service is asked at its port of every node.
-    port = "" if chosen.name == "docker" else ":31080"
-    say(
-        "Ask for another: make ssh HOST=ansible, then "
-        f"curl 'http://t2v.sanchuang.ai{port}/generate?prompt=a%20dog%20running'"
-    )
+        say(_hint(line))
     return 0
 
 
 # Options of ansible-playbook with which nobody expects a video.
 _PARTIAL = ("--check", "-C", "--tags", "-t", "--skip-tags", "--list", "--syntax-check", "--limit")
 _PLAY = re.compile(r"^PLAY \[(.*)\]")
-_RESULT = re.compile(r"(Video generated at /\S+\.mp4|ffprobe: [^\"']*)")
+# What the role verify says: the video, what is in it, and where it asked for it.
+_RESULT = re.compile(r"(Video generated at /\S+\.mp4|ffprobe: [^\"']*|Asked: http\S+ at \S+)")
+
+
+def _hint(line: str) -> str:
+    """For who reads the end alone: where verify asked becomes where to ask for another."""
+    if asked := re.match(r"Asked: (\S+) at ", line):
+        return f"Ask for another: make ssh HOST=ansible, then curl '{asked[1]}'"
+    return line
 
 
 def _watch(paths: Paths, command: list[str]) -> list[str]:

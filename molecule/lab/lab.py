@@ -330,18 +330,23 @@ def status(paths: Paths, site: Site) -> list[tuple[Host, str, str]]:
 
 
 def start_tracked(
-    paths: Paths, command: list[str], *, output: int | None = None
+    paths: Paths,
+    command: list[str],
+    *,
+    output: int | None = None,
+    more: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[str]:
     """Start a command in the lab's network, such that the next run can end it if we are killed.
 
-    Its output goes where ours goes, or to ``output`` (as in subprocess.Popen).
+    Its output goes where ours goes, or to ``output`` (as in subprocess.Popen). ``more`` is for its
+    environment.
     """
     return subprocess.Popen(
         network.inside(paths, command),
         cwd=REPOSITORY,
-        env=dict(environment(paths)),
+        env={**environment(paths), **(more or {})},
         stdout=output,
         stderr=None if output is None else subprocess.STDOUT,
         text=True,
-        preexec_fn=lambda: cgroups.enter(paths.name, "run", every_hierarchy=False),
+        preexec_fn=lambda: cgroups.enter(paths.name, "run", every_hierarchy=True),
     )

@@ -1,0 +1,272 @@
+"""ansible's linear strategy, with less work for each task."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import inspect
+import os
+import re
+import signal
+from pathlib import Path
+
+import ansible.plugins.loader
+from ansible.executor.task_executor import TaskExecutor
+from ansible.plugins.strategy.linear import StrategyModule as Linear
+from ansible.template import Templar
+
+try:
+    from ansible.template import AnsibleEnvironment
+except ImportError:
+    AnsibleEnvironment = None
+
+try:
+    if not os.environ.get("T2V_MITOGEN"):
+        raise ImportError
+    import ansible_mitogen.affinity
+    import ansible_mitogen.loaders
+    import ansible_mitogen.strategy
+    import ansible_mitogen.transport_config
+except ImportError:
+    ansible_mitogen = None
+
+DOCUMENTATION = """
+name: t2v_linear
+short_description: The linear strategy with less work for each task
+description:
+  - Runs tasks in the order and at the pace of C(ansible.builtin.linear), and says the same.
+  - Where the environment variable E(T2V_MITOGEN) is set and the Python package C(mitogen) is
+    installed beside Ansible, the hosts' Python stays loaded between tasks. Elsewhere tasks reach
+    the hosts as always.
+  - C(raw), C(reboot), C(wait_for_connection), the package managers, and tasks that are delegated or
+    asynchronous do not go through Mitogen, so that a new login is one.
+  - Tasks that no host is needed for (C(assert), C(set_fact), C(include_tasks) and the like, and
+    those whose condition is false) are done without a process of their own, and a template is
+    compiled once.
+author: sanchuang.t2v maintainers
+"""
+
+
+def _builtin(*names):
+    return {
+        word
+        for name in names
+        for word in (name, f"ansible.builtin.{name}", f"ansible.legacy.{name}")
+    }
+
+
+# They ask for no host's Python, or for a connection that is new; or start themselves anew with the
+# bindings of the package manager, which they have just installed.
+_PLAIN = _builtin(
+    "apt",
+    "apt_repository",
+    "dnf",
+    "dnf5",
+    "package",
+    "package_facts",
+    "raw",
+    "reboot",
+    "wait_for_connection",
+    "yum",
+)
+# They only compute.
+_LOCAL = _builtin(
+    "assert",
+    "debug",
+    "fail",
+    "include_role",
+    "include_tasks",
+    "include_vars",
+    "set_fact",
+    "validate_argument_spec",
+)
+_EXECUTOR = [
+    "self",
+    "host",
+    "task",
+    "job_vars",
+    "play_context",
+    "new_stdin",
+    "loader",
+    "shared_loader_obj",
+    "final_q",
+    "variable_manager",
+]
+# Of ansible-core 2.16 and 2.17; others fork for every task, as Ansible does.
+_LOCAL_KNOWN = (
+    AnsibleEnvironment is not None
+    and list(inspect.signature(TaskExecutor.__init__).parameters) == _EXECUTOR
+)
+
+
+# Jinja works out what has constant arguments when it compiles; these say something else each time.
+_CHANGING = re.compile("random|shuffle|password|hash|vault|strftime")
+_OPTIONS = (
+    "block_start_string",
+    "block_end_string",
+    "variable_start_string",
+    "variable_end_string",
+    "comment_start_string",
+    "comment_end_string",
+    "trim_blocks",
+    "lstrip_blocks",
+    "newline_sequence",
+    "keep_trailing_newline",
+    "autoescape",
+)
+_compiled = {}
+_compile = getattr(AnsibleEnvironment, "compile", None)
+
+
+def _compile_once(self, source, name=None, filename=None, raw=False, defer_init=False):
+    """The code of a template, which every host and task would otherwise make anew."""
+    if not isinstance(source, str) or raw or name or filename or _CHANGING.search(source):
+        return _compile(self, source, name, filename, raw, defer_init)
+    key = (
+        str(source),
+        type(self),
+        defer_init,
+        tuple(self.extensions),
+        *(getattr(self, option) for option in _OPTIONS),
+    )
+    if key not in _compiled:
+        _compiled[key] = _compile(self, source, name, filename, raw, defer_init)
+    return _compiled[key]
+
+
+class _NeedsHost(BaseException):
+    """A task that was thought to be skipped is not."""
+
+
+class _Skipping(TaskExecutor):
+    """Comes to the result of a task that is skipped, and to none of any other."""
+
+    def _run_loop(self, items):
+        raise _NeedsHost
+
+    def _get_connection(self, *args, **kwargs):
+        raise _NeedsHost
+
+
+class Local(Linear):
+    """Linear, without a process for a task that no host is needed for."""
+
+    def run(self, iterator, play_context, result=0):
+        """Run a play's tasks."""
+        if not _LOCAL_KNOWN:
+            return super().run(iterator, play_context)
+        AnsibleEnvironment.compile = _compile_once
+        try:
+            return super().run(iterator, play_context)
+        finally:
+            AnsibleEnvironment.compile = _compile
+
+    def _queue_task(self, host, task, task_vars, play_context):
+        if _LOCAL_KNOWN and self._done_here(host, task, task_vars, play_context):
+            return
+        # The process of the task ends before it has anything to collect; looking for it would copy
+        # all memory that it shares with this one.
+        gc.disable()
+        try:
+            super()._queue_task(host, task, task_vars, play_context)
+        finally:
+            gc.enable()
+
+    def _done_here(self, host, task, task_vars, play_context):
+        if task.action in _LOCAL:
+            kind = TaskExecutor
+        elif self._skipped(task, task_vars):
+            kind = _Skipping
+        else:
+            return False
+        # Its attributes become values: the next host has others.
+        own = task.copy(exclude_parent=True, exclude_tasks=True)
+        own._parent = task._parent
+        queued = (host.name, task._uuid)
+        # Each item of a loop is reported while it runs, by what is kept here.
+        self._queued_task_cache[queued] = {
+            "host": host,
+            "task": task,
+            "task_vars": task_vars,
+            "play_context": play_context,
+        }
+        with Path(os.devnull).open() as nothing:
+            try:
+                result = kind(
+                    host,
+                    own,
+                    task_vars.copy(),
+                    play_context,
+                    nothing,
+                    self._loader,
+                    ansible.plugins.loader,
+                    self._final_q,
+                    self._variable_manager,
+                ).run()
+            except _NeedsHost:
+                del self._queued_task_cache[queued]
+                return False
+        self._tqm.send_callback("v2_runner_on_start", host, task)
+        self._final_q.send_task_result(host.name, task._uuid, result, task_fields=own.dump_attrs())
+        self._pending_results += 1
+        return True
+
+    def _skipped(self, task, task_vars):
+        """Whether it is likely that the task is skipped; wrong conditions are not judged here."""
+        templar = Templar(loader=self._loader, variables=task_vars)
+        try:
+            if task.loop_with:
+                return False
+            if task.loop is not None:
+                return templar.template(task.loop) == []
+            return bool(task.when) and not task.evaluate_conditional(templar, task_vars)
+        except Exception:
+            return False
+
+
+if ansible_mitogen is None:
+    StrategyModule = Local
+else:
+    # Its own would bind all of Ansible but one process to one processor where there are two.
+    ansible_mitogen.affinity.policy = ansible_mitogen.affinity.Policy()
+    _redirected = ansible_mitogen.strategy.wrap_connection_loader__get_with_context
+    _plain = False
+
+    def _connection(name, *args, **kwargs):
+        if _plain or name != "ssh":
+            return ansible_mitogen.loaders.connection_loader__get_with_context(
+                name, *args, **kwargs
+            )
+        return _redirected(name, *args, **kwargs)
+
+    ansible_mitogen.strategy.wrap_connection_loader__get_with_context = _connection
+
+    # Its processes wait for each other and would stay for ever where ansible-playbook is killed.
+    _prctl = ctypes.CDLL(None, use_errno=True).prctl
+    _PR_SET_PDEATHSIG = 1
+    os.register_at_fork(after_in_child=lambda: _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL))
+
+    # A host that loses its power is noticed within a minute, as by ssh_args; its own are 300 s.
+    def _keep_alive(name, default):
+        given = getattr(ansible_mitogen.transport_config.PlayContextSpec, name)
+        setattr(
+            ansible_mitogen.transport_config.PlayContextSpec,
+            name,
+            lambda self: given(self) or default,
+        )
+
+    _keep_alive("mitogen_ssh_keepalive_interval", 15)
+    _keep_alive("mitogen_ssh_keepalive_count", 4)
+
+    class StrategyModule(ansible_mitogen.strategy.StrategyMixin, Local):
+        """The same over Mitogen."""
+
+        def _queue_task(self, host, task, task_vars, play_context):
+            global _plain
+            # Mitogen asks the wrong host for the Python of one that a task is delegated to. The
+            # process of the task is forked below, and has this.
+            _plain = bool(task.action in _PLAIN or task.delegate_to or task.async_val)
+            try:
+                super()._queue_task(host, task, task_vars, play_context)
+            finally:
+                _plain = False

@@ -1,0 +1,108 @@
+"""plugins/strategy/t2v_linear.py: results as of the linear strategy, with Mitogen and without."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from controller import ansible
+
+PLAY = """
+- hosts: all
+  gather_facts: false
+  vars: {words: [one, two], nothing: []}
+  tasks:
+    - set_fact: {own: "{{ inventory_hostname }}"}
+    - debug: {msg: "{{ own }} {{ item }}"}
+      loop: "{{ words }}"
+    - command: echo {{ own }}
+      register: said
+    - debug: {var: said.stdout}
+    - command: echo only a
+      when: own == 'a'
+    - command: echo {{ item }}
+      loop: "{{ nothing }}"
+    - command: echo {{ item }}
+      loop: "{{ words }}"
+      when: item == own or item == 'two'
+    - assert: {that: own == 'a'}
+      ignore_errors: true
+    - include_tasks: included.yml
+      vars: {given: "{{ own }}"}
+      when: own != 'b'
+    - assert: {that: nobody_defined_this}
+      ignore_errors: true
+    - command: echo unreached
+      when: nobody_defined_this
+      ignore_errors: true
+    - raw: echo raw
+    - command: echo late
+      async: 30
+      poll: 1
+    - set_fact: {own: "{{ own }}{{ item }}"}
+      loop: "{{ words }}"
+    - block:
+        - fail: {msg: "{{ own }}"}
+      rescue:
+        - debug: {msg: "rescued {{ ansible_failed_task.name }} of {{ own }}"}
+    - debug: {msg: "{{ lookup('ansible.builtin.env', 'HOME') | length > 0 }}"}
+      run_once: true
+    - fail: {msg: the end of b}
+      when: inventory_hostname == 'b'
+    - debug: {msg: not b}
+"""
+
+
+def by_task(output: str) -> list[tuple[str, list[str]]]:
+    """Heading and what is said under it, the hosts in order: they answer in any."""
+    parts = re.split(r"^(?=(?:TASK|PLAY RECAP|RUNNING)\b)", output, flags=re.MULTILINE)[1:]
+    found = []
+    for part in parts:
+        heading, _, rest = part.partition("\n")
+        # Times and numbers of jobs differ.
+        plain = re.sub(r'"(start|end|delta)": .*|^ASYNC .*', "", rest, flags=re.MULTILINE)
+        entries = re.split(r"^(?=\S+: \[)", plain, flags=re.MULTILINE)
+        found.append((heading, sorted(entry.strip() for entry in entries if entry.strip())))
+    return found
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("strategy")
+    (place / "play.yml").write_text(PLAY)
+    (place / "included.yml").write_text("- debug: {msg: 'included with {{ given }}'}\n")
+    (place / "hosts").write_text("a\nb\nc\n[all:vars]\nansible_connection=local\n")
+    return place
+
+
+def run(place: Path, strategy: str, **settings: str) -> str:
+    done = ansible(
+        "ansible-playbook",
+        *("-i", str(place / "hosts"), "-e", "ansible_python_interpreter=/usr/bin/python3"),
+        str(place / "play.yml"),
+        timeout=300,
+        ANSIBLE_STRATEGY=strategy,
+        **settings,
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def expected(place: Path) -> list[tuple[str, list[str]]]:
+    found = by_task(run(place, "linear"))
+    assert len(found) > 15
+    return found
+
+
+@pytest.mark.parametrize("mitogen", ["", "installed", "not installed"])
+def test_it_says_what_the_linear_strategy_says(
+    place: Path, tmp_path: Path, expected: list[tuple[str, list[str]]], mitogen: str
+) -> None:
+    settings = {"T2V_MITOGEN": mitogen}
+    if mitogen == "not installed":
+        (tmp_path / "ansible_mitogen").mkdir()
+        (tmp_path / "ansible_mitogen/__init__.py").write_text("raise ImportError('no')\n")
+        settings["PYTHONPATH"] = str(tmp_path)
+    assert by_task(run(place, "t2v_linear", **settings)) == expected
