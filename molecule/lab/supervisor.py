@@ -60,6 +60,9 @@ def _run_once(paths: Paths, described: Machine) -> int:
     if virtual:
         succeeds(inside(paths, ["ip", "tuntap", "add", "dev", described.port, "mode", "tap"]))
         bridge_port(paths, described.port)
+    else:
+        # The kernel takes a dead machine's plug away a moment after the machine.
+        succeeds(inside(paths, ["ip", "link", "del", described.port]))
     command = _qemu(paths, described) if virtual else _nspawn(paths, described)
     process = subprocess.Popen(
         inside(paths, command),

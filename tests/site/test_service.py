@@ -105,24 +105,3 @@ def test_a_worker_whose_plug_is_pulled_costs_no_request_and_comes_back(
         assert Counter(answer.status for answer in answers) == {200: 8}
         seen |= {answer.worker for answer in answers}
     assert seen == WORKERS
-
-
-def test_a_container_that_docker_could_not_start_with_itself_is_started_after_it(
-    edge: Edge, machines: Machines
-) -> None:
-    """As after a power cut, when Docker may take the container's port for allocated."""
-    listener = (
-        "import socket, time; one = socket.socket(); one.bind(('0.0.0.0', 31080)); "
-        "one.listen(); time.sleep(20)"
-    )
-    script = (
-        "systemctl stop docker.socket docker && "
-        f'systemd-run -q python3 -c "{listener}" && sleep 1 && systemctl start docker; '
-        "docker inspect -f '{{.State.Error}}' wan22-t2v"
-    )
-    said = machines.ssh("worker2", script).decode()
-    journal = "journalctl -u t2v-service-start --no-pager -n 20"
-    deadline = time.monotonic() + 120
-    while {answer.worker for answer in ask(edge, 8, "again")} != WORKERS:
-        assert time.monotonic() < deadline, said + machines.ssh("worker2", journal).decode()
-    assert "did not start with Docker" in machines.ssh("worker2", journal).decode()
