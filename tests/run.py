@@ -265,6 +265,8 @@ def main() -> int:
     if not sys.stdout.isatty():
         # pytest cuts what it says of a failed test at this width.
         environment |= {"COLUMNS": "300", "NO_COLOR": "1", "PY_COLORS": "0", "ANSIBLE_NOCOLOR": "1"}
+    if options.all:
+        environment["T2V_TEST_ALL"] = "1"  # for what is slow in a stage that is not
     install_programs()
     results: list[Result] = []
     for alone, stages in itertools.groupby(STAGES, key=lambda stage: stage.alone):

@@ -1,10 +1,17 @@
 """Three rounds of chaos, the quickest ones; ``make chaos`` has every kind of fault."""
 
+import os
+
+import pytest
+
 from chaos import run
 from chaos_plan import fault_of, verdict
 from lab.hosts import Site
 from lab.settings import Paths
 
+pytestmark = pytest.mark.skipif(
+    "T2V_TEST_ALL" not in os.environ, reason="`make test-all` runs it: it takes minutes"
+)
 SEEDS = {0: "engine killed", 3: "job store killed", 7: "edge killed"}
 
 
