@@ -107,6 +107,14 @@ def cpu_seconds(lab: str, group: str) -> float:
     return 0.0
 
 
+def freeze(lab: str, group: str, *, frozen: bool) -> None:
+    """Stop every process of ``group`` at once, as a hypervisor's pause does, or let them go on."""
+    for mount, version2 in hierarchies():
+        path = mount / _ROOT / lab / group / ("cgroup.freeze" if version2 else "freezer.state")
+        if path.exists():
+            path.write_text(str(int(frozen)) if version2 else "FROZEN" if frozen else "THAWED")
+
+
 def kill(lab: str, group: str, *, number: int = signal.SIGKILL, seconds: float = 20.0) -> None:
     """Send ``number`` to every process of ``group`` until none is left.
 

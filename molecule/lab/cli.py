@@ -90,8 +90,7 @@ def _up(options: argparse.Namespace) -> int:
         chosen = runtime.choose(paths, options.runtime or None, options.bundle or None)
         lab.create(paths, scenario, site)
         runtime.keep(paths, chosen)
-        variables = lab.ansible_variables(paths, scenario, site)
-        playbook = [*_ansible_playbook(options), *variables]
+        playbook = lab.ansible_playbook(paths, scenario, site, options.inventory)
         # What stands in for hardware that the machines have not.
         for prepare in runtime.files(scenario, chosen, "prepare.yml"):
             _watch(paths, [*playbook, str(prepare)])
@@ -150,17 +149,11 @@ def _watch(paths: Paths, command: list[str]) -> list[str]:
     return results
 
 
-def _ansible_playbook(options: argparse.Namespace) -> list[str]:
-    program = Path(sys.executable).with_name("ansible-playbook")
-    return [str(program), "-i", str(options.inventory)]
-
-
 def _playbook(options: argparse.Namespace) -> int:
     paths, scenario, site = _read(options)
     _require(paths)
     command = [
-        *_ansible_playbook(options),
-        *lab.ansible_variables(paths, scenario, site),
+        *lab.ansible_playbook(paths, scenario, site, options.inventory),
         *_plain(options.command),
     ]
     with lab.locked(paths):

@@ -6,6 +6,7 @@ import platform
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -327,6 +328,14 @@ def status(paths: Paths, site: Site) -> list[tuple[Host, str, str]]:
         up = on and machine.answers(paths, host.address)
         rows.append((host, "on" if on else "off", "answers" if up else "silent"))
     return rows
+
+
+def ansible_playbook(
+    paths: Paths, scenario: Scenario, site: Site, inventory: Path | str = "inventory"
+) -> list[str]:
+    """A command up to the playbook's name: this environment's ansible-playbook on this lab."""
+    program = str(Path(sys.executable).with_name("ansible-playbook"))
+    return [program, "-i", str(inventory), *ansible_variables(paths, scenario, site)]
 
 
 def start_tracked(

@@ -138,12 +138,8 @@ class Bench:
             configuration = self._place / "defaults.cfg"
             configuration.write_text(f"[defaults]\nroles_path = {REPOSITORY / 'roles'}\n")
             more["ANSIBLE_CONFIG"] = str(configuration)
-        command = [
-            str(Path(sys.executable).with_name("ansible-playbook")),
-            *("-i", str(inventory)),
-            *lab.ansible_variables(self._paths, self._scenario, site),
-            "site.yml",
-        ]
+        playbook = lab.ansible_playbook(self._paths, self._scenario, site, inventory)
+        command = [*playbook, "site.yml"]
         started, before, all_before = time.monotonic(), self._used(site), _busy_seconds()
         process = lab.start_tracked(self._paths, command, output=subprocess.PIPE, more=more)
         watch = _Watch()

@@ -5,7 +5,6 @@ import random
 import re
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from chaos_share import Share
 from lab import cgroups, lab, machine, network
 from lab.hosts import Site
 from lab.settings import Paths, load_scenario
+from site_runs import LAST_TASK, finish, kill_at
 
 WORKERS = ("worker1", "worker2")
 LEASE = 30.0  # T2V_LEASE, where nobody sets it
@@ -23,7 +23,6 @@ SLOW = "64kbit"
 _TABLE = "t2v_chaos"
 _STATE = "/var/lib/sanchuang-t2v/server"
 _STATE_BACK = f"docker kill wan22-t2v; umount -l {_STATE}; docker start wan22-t2v"
-_TASK = re.compile(r"^TASK \[(.*)\]")
 
 
 @dataclass
@@ -59,8 +58,11 @@ class Hands:
             machine.power_on(self.paths, host)
         machine.wait_for_ssh(self.paths, [self.site.host(name) for name in hosts], 180)
 
-    def pids(self, host: str, pattern: str) -> list[int]:
-        """Processes of the host, containers included, whose command line has the pattern."""
+    def running(self, host: str, pattern: str) -> list[int]:
+        """Processes of the host, containers included, whose command line has the pattern.
+
+        Raises AssertionError where there is none.
+        """
         found = []
         for pid in cgroups.members(self.paths.name, f"machine-{host}"):
             try:
@@ -69,13 +71,12 @@ class Hands:
                 continue
             if re.search(pattern, raw.replace(b"\0", b" ").decode(errors="replace")):
                 found.append(pid)
+        assert found, f"{host} runs nothing like {pattern}"
         return sorted(found)
 
     def kill(self, host: str, pattern: str) -> None:
         """SIGKILL for all of them. Raises AssertionError where there is none."""
-        pids = self.pids(host, pattern)
-        assert pids, f"{host} runs nothing like {pattern}"
-        for pid in pids:
+        for pid in self.running(host, pattern):
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -92,44 +93,24 @@ class Hands:
         assert described is not None
         return described.port
 
-    def playbook(self) -> list[str]:
-        """site.yml, as ``make playbook`` runs it."""
-        variables = lab.ansible_variables(self.paths, load_scenario("site"), self.site)
-        return [".venv/bin/ansible-playbook", "-i", "inventory", *variables, "site.yml"]
+    def site_yml(self) -> list[str]:
+        """The command, as ``make playbook`` runs it."""
+        return [*lab.ansible_playbook(self.paths, load_scenario("site"), self.site), "site.yml"]
 
     def converge(self) -> str:
         """Run site.yml to its end; returns what it says. Raises AssertionError where it fails."""
-        with lab.locked(self.paths):
-            process = lab.start_tracked(self.paths, self.playbook(), output=subprocess.PIPE)
-            try:
-                said, _ = process.communicate(timeout=1200)
-            finally:
-                cgroups.kill(self.paths.name, "run")
-        assert process.returncode == 0, f"site.yml ends with {process.returncode}: {said[-3000:]}"
-        return said
+        return finish(self.paths, self.site_yml(), 1200)
 
     def put_back(self) -> None:
         """Undo whatever a fault may have left: when a run was killed, nothing else does."""
         self.inside("nft", "delete", "table", "netdev", _TABLE)
         for host in self.site.hosts:
-            freeze(self.paths, host.name, False)
+            cgroups.freeze(self.paths.name, f"machine-{host.name}", frozen=False)
             self.inside("tc", "qdisc", "del", "dev", self.port(host.name), "root")
         self.on(*(host.name for host in self.site.hosts))
         for worker in WORKERS:
             if self.ssh(worker, f"mountpoint -q {_STATE} && echo yes", check=False):
                 self.ssh(worker, _STATE_BACK)
-
-
-def freeze(paths: Paths, host: str, frozen: bool) -> None:
-    """Stop every process of a machine at once, as a hypervisor's pause does, or let them go on."""
-    for mount, version2 in cgroups.hierarchies():
-        group = mount / "t2v-lab" / paths.name / f"machine-{host}"
-        for name, word in (
-            ("freezer.state", "FROZEN" if frozen else "THAWED"),
-            ("cgroup.freeze", "1" if frozen else "0"),
-        ):
-            if (group / name).exists() and (name == "freezer.state") != version2:
-                (group / name).write_text(word)
 
 
 Act = Callable[[Hands], AbstractContextManager[None]]
@@ -180,38 +161,27 @@ def killed(hosts: Sequence[str], pattern: str, *, all_of_them: bool = True) -> A
         if all_of_them:
             hands.kill(host, pattern)
         else:
-            pids = hands.pids(host, pattern)
-            assert pids, f"{host} runs nothing like {pattern}"
-            os.kill(hands.rng.choice(pids), signal.SIGKILL)
+            os.kill(hands.rng.choice(hands.running(host, pattern)), signal.SIGKILL)
         yield
 
     return act
 
 
-def stopped(host: str, unit: str) -> Act:
-    """A unit is stopped, and started by an operator."""
+def stopped(
+    host: str, what: str, *, stop: str = "systemctl stop", start: str = "systemctl start"
+) -> Act:
+    """A unit or a container is stopped, and started by an operator."""
 
     @contextmanager
     def act(hands: Hands) -> Iterator[None]:
-        hands.note = f"{unit} on {host}"
+        hands.note = f"{what} on {host}"
         try:
-            hands.ssh(host, f"systemctl stop {unit}")
+            hands.ssh(host, f"{stop} {what}")
             yield
         finally:
-            hands.ssh(host, f"systemctl start {unit}")
+            hands.ssh(host, f"{start} {what}")
 
     return act
-
-
-@contextmanager
-def container_stopped(hands: Hands) -> Iterator[None]:
-    """Docker does not start again what somebody has stopped."""
-    try:
-        hands.note = "worker1"
-        hands.ssh("worker1", "docker stop -t 5 wan22-t2v")
-        yield
-    finally:
-        hands.ssh("worker1", "docker start wan22-t2v")
 
 
 _CONTAINER = r"^(\S*/)?docker-init -- python3 -m t2v_server serve"
@@ -234,10 +204,10 @@ def paused(hands: Hands) -> Iterator[None]:
     """A whole machine stands still longer than its jobs are leased, and then goes on."""
     worker = hands.note = hands.worker()
     try:
-        freeze(hands.paths, worker, True)
+        cgroups.freeze(hands.paths.name, f"machine-{worker}", frozen=True)
         yield
     finally:
-        freeze(hands.paths, worker, False)
+        cgroups.freeze(hands.paths.name, f"machine-{worker}", frozen=False)
 
 
 @contextmanager
@@ -344,35 +314,20 @@ def state_full(hands: Hands) -> Iterator[None]:
 def engine_stopped(hands: Hands) -> Iterator[None]:
     """An engine stands still longer than its lease; another takes over, then it goes on."""
     worker = hands.note = hands.worker()
-    pids = hands.pids(worker, "t2v_server engine")
-    assert pids, f"{worker} has no engine"
+    engine, *_ = hands.running(worker, "t2v_server engine")
     try:
-        os.kill(pids[0], signal.SIGSTOP)
+        os.kill(engine, signal.SIGSTOP)
         yield
     finally:
         with suppress(ProcessLookupError):
-            os.kill(pids[0], signal.SIGCONT)
+            os.kill(engine, signal.SIGCONT)
 
 
 @contextmanager
 def controller_killed(hands: Hands) -> Iterator[None]:
     """ansible-playbook and all that it started are gone at a task that the seed names."""
-    last = hands.rng.randint(1, 450)  # of some 480
-    with lab.locked(hands.paths):
-        process = lab.start_tracked(hands.paths, hands.playbook(), output=subprocess.PIPE)
-        task, number = "", 0
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                if found := _TASK.match(line):
-                    task, number = found.group(1), number + 1
-                    if number == last:
-                        time.sleep(hands.rng.uniform(0, 1))
-                        break
-        finally:
-            cgroups.kill(hands.paths.name, "run")
-            process.wait()
-    hands.note = f"at task {number}, {task}"
+    number, after = hands.rng.randint(1, LAST_TASK), hands.rng.uniform(0, 1)
+    hands.note = f"at {kill_at(hands.paths, hands.site_yml(), number, after)}"
     yield
 
 
@@ -417,7 +372,9 @@ FAULTS: dict[str, Fault] = {
         ),
     ),
     "container stopped until its alert": Fault(
-        container_stopped, alerts=frozenset({("T2VServerDown", "worker1")})
+        # Docker does not start again what somebody has stopped.
+        stopped("worker1", "wan22-t2v", stop="docker stop -t 5", start="docker start"),
+        alerts=frozenset({("T2VServerDown", "worker1")}),
     ),
     "NFS server off until its alert": Fault(
         powered_off(["nfs-server"]), alerts=frozenset({("HostDown", "nfs-server")})

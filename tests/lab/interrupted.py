@@ -10,9 +10,7 @@ import argparse
 import json
 import os
 import random
-import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -20,15 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from host_files import EXCEPTIONS, Files, differences, read
-from lab import cgroups, lab
+from lab import lab
 from lab.errors import LabError
 from lab.hosts import Site, read_site
 from lab.settings import REPOSITORY, Paths, Scenario, load_scenario
-from site_runs import unchanged
-
-TASK = re.compile(r"^TASK \[(.*)\]")
-# site.yml has some 480 of them, tasks that are skipped included.
-LAST_TASK = 450
+from site_runs import LAST_TASK, finish, kill_at, unchanged
 
 
 @dataclass
@@ -56,8 +50,7 @@ class Controller:
     site: Site
 
     def _command(self) -> list[str]:
-        variables = lab.ansible_variables(self.paths, self.scenario, self.site)
-        return [".venv/bin/ansible-playbook", "-i", "inventory", *variables, "site.yml"]
+        return [*lab.ansible_playbook(self.paths, self.scenario, self.site), "site.yml"]
 
     def create(self) -> None:
         """Bare machines, from nothing."""
@@ -72,33 +65,12 @@ class Controller:
             lab.destroy(self.paths)
 
     def kill_at(self, number: int, after: float) -> str:
-        """Run until the task of this number has begun ``after`` seconds ago; then kill it all."""
-        task, count = "", 0
-        with lab.locked(self.paths):
-            process = lab.start_tracked(self.paths, self._command(), output=subprocess.PIPE)
-            assert process.stdout is not None
-            try:
-                for line in process.stdout:
-                    if found := TASK.match(line):
-                        task, count = found.group(1), count + 1
-                        if count == number:
-                            time.sleep(after)
-                            break
-            finally:
-                cgroups.kill(self.paths.name, "run")
-                process.wait()
-        return f"task {count}, {task}"
+        """As ``site_runs.kill_at``."""
+        return kill_at(self.paths, self._command(), number, after)
 
     def finish(self) -> str:
-        """Run to the end; what it says. Raises AssertionError where it fails."""
-        with lab.locked(self.paths):
-            process = lab.start_tracked(self.paths, self._command(), output=subprocess.PIPE)
-            try:
-                said, _ = process.communicate(timeout=2400)
-            finally:
-                cgroups.kill(self.paths.name, "run")
-        assert process.returncode == 0, f"site.yml ends with {process.returncode}: {said[-4000:]}"
-        return said
+        """As ``site_runs.finish``."""
+        return finish(self.paths, self._command(), 2400)
 
     def files(self) -> dict[str, Files]:
         """What is on every host."""

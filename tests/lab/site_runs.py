@@ -1,8 +1,16 @@
-"""What ansible-playbook says at the end of a run of the whole site."""
+"""Runs of the whole site: to their end, or killed on the way, and what the recap says."""
 
 import re
+import subprocess
+import time
+
+from lab import cgroups, lab
+from lab.settings import Paths
 
 HOSTS = {"ansible", "harbor", "master", "nfs-server", "prometheus", "worker1", "worker2"}
+# site.yml has some 480 tasks, those that are skipped included.
+LAST_TASK = 450
+_TASK = re.compile(r"^TASK \[(.*)\]")
 
 
 def unchanged(output: str) -> set[str]:
@@ -13,3 +21,37 @@ def unchanged(output: str) -> set[str]:
         assert (numbers["changed"], numbers["failed"], numbers["unreachable"]) == ("0",) * 3, host
         found.add(host)
     return found
+
+
+def finish(paths: Paths, command: list[str], seconds: float) -> str:
+    """Run it to its end; what it says. Raises AssertionError where it fails."""
+    with lab.locked(paths):
+        process = lab.start_tracked(paths, command, output=subprocess.PIPE)
+        try:
+            said, _ = process.communicate(timeout=seconds)
+        finally:
+            cgroups.kill(paths.name, "run")
+    assert process.returncode == 0, f"site.yml ends with {process.returncode}: {said[-4000:]}"
+    return said
+
+
+def kill_at(paths: Paths, command: list[str], number: int, after: float) -> str:
+    """Run it until the task of this number has begun ``after`` seconds ago; then kill it all.
+
+    Returns where that was.
+    """
+    task, count = "", 0
+    with lab.locked(paths):
+        process = lab.start_tracked(paths, command, output=subprocess.PIPE)
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                if found := _TASK.match(line):
+                    task, count = found.group(1), count + 1
+                    if count == number:
+                        time.sleep(after)
+                        break
+        finally:
+            cgroups.kill(paths.name, "run")
+            process.wait()
+    return f"task {count}, {task}"
