@@ -209,6 +209,18 @@ def test_the_role_refuses_to_shut_out_the_root_that_it_works_as(machines: Machin
     assert ssh(machines, "worker1").returncode == 0
 
 
+def test_where_the_journal_tells_of_no_login_the_account_s_keys_are_looked_for(
+    machines: Machines,
+) -> None:
+    """Its last lines are about others, and Ansible's connection is an old one, kept open."""
+    status, said = run_role(machines, "worker1", "sshd")
+    assert status == 0, said
+    machines.ssh("worker1", "sleep 2; journalctl --rotate --vacuum-time=1s")
+    status, said = run_role(machines, "worker1", "sshd")
+    assert "TASK [base : Look for a key there]" in said, said
+    assert status == 0, said
+
+
 def test_a_change_keeps_open_sessions_and_is_in_force(machines: Machines) -> None:
     paths = Paths(os.environ["T2V_LAB"])
     line = ["ssh", "-i", str(paths.private_key), "-o", f"UserKnownHostsFile={paths.known_hosts}"]

@@ -180,7 +180,9 @@ def answering(pages: dict[str, tuple[int, bytes]]) -> Iterator[str]:
 def alerts_of(*names: str, expected: list[str] | None = None) -> Row:
     active = [{"labels": {"alertname": name, "instance": "worker1"}} for name in names]
     with answering({"/api/v2/alerts": (200, json.dumps(active).encode())}) as url:
-        return alerts({"alertmanager": url, "alerts": True, "expected_alerts": expected or []})
+        return alerts(
+            {"alertmanager": url, "alerts": True, "expected_alerts": expected or []}, patience=0
+        )
 
 
 def test_an_alert_fails_its_row_unless_it_is_expected() -> None:
@@ -194,6 +196,17 @@ def test_an_alertmanager_that_prometheus_tells_nothing_is_no_good_sign() -> None
     found = alerts_of()
     assert found.result == "FAILED"
     assert "Watchdog" in found.seen
+
+
+def test_a_prometheus_that_has_just_started_gets_the_time_to_tell_its_first() -> None:
+    pages = {"/api/v2/alerts": (200, b"[]")}
+    told = json.dumps([{"labels": {"alertname": "Watchdog"}}]).encode()
+    with answering(pages) as url:
+        timer = threading.Timer(0.2, pages.update, [{"/api/v2/alerts": (200, told)}])
+        timer.start()
+        wanted = {"alertmanager": url, "alerts": True, "expected_alerts": []}
+        assert alerts(wanted, patience=20).result == "ok"
+        timer.join()
 
 
 def test_grafana_is_asked_for_its_database() -> None:

@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.parse
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,6 +23,7 @@ from typing import Any
 OK, FAILED, SKIPPED = "ok", "FAILED", "skipped"
 WATCHDOG = "Watchdog"  # says that alerts come through
 SECONDS = 15.0  # for everything but a video
+WATCHDOG_SECONDS = 75.0  # until a Prometheus that has just started has sent it
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
@@ -240,19 +242,28 @@ class Entrance:
         )
 
 
-def alerts(wanted: dict[str, Any]) -> Row:
-    """No alert is active that nobody expects; silenced and inhibited ones are not."""
+def alerts(wanted: dict[str, Any], patience: float = WATCHDOG_SECONDS) -> Row:
+    """No alert is active that nobody expects; silenced and inhibited ones are not.
+
+    Of a Prometheus that has just started none has come yet: ``patience`` seconds are granted.
+    """
     check, url = "alerts", wanted["alertmanager"]
     if not url:
         return Row(check, SKIPPED, "t2v_monitoring is false")
     if not wanted["alerts"]:
         return Row(check, SKIPPED, "not asked: verify_alerts is false, as in site.yml")
-    answer = ask(f"{url}/api/v2/alerts?active=true&silenced=false&inhibited=false")
-    if answer.status != 200:
-        advice = "`journalctl -u alertmanager` on its host"
-        return Row(check, FAILED, f"Alertmanager says {answer.status}", advice)
-    found = [one["labels"] for one in json.loads(answer.body)]
-    if WATCHDOG not in {one["alertname"] for one in found}:
+    deadline = time.monotonic() + patience
+    while True:
+        answer = ask(f"{url}/api/v2/alerts?active=true&silenced=false&inhibited=false")
+        if answer.status != 200:
+            advice = "`journalctl -u alertmanager` on its host"
+            return Row(check, FAILED, f"Alertmanager says {answer.status}", advice)
+        found = [one["labels"] for one in json.loads(answer.body)]
+        come = WATCHDOG in {one["alertname"] for one in found}
+        if come or time.monotonic() >= deadline:
+            break
+        time.sleep(min(2.0, patience))
+    if not come:
         seen = f"{WATCHDOG}, which is always active, has not come from Prometheus"
         return Row(check, FAILED, seen, f"{url}, and the alerting of Prometheus")
     expected = re.compile("|".join(wanted["expected_alerts"]) or r"(?!)")
