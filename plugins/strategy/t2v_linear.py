@@ -12,16 +12,36 @@ from pathlib import Path
 
 import ansible.plugins.loader
 from ansible.executor.task_executor import TaskExecutor
+from ansible.plugins.connection.ssh import Connection as Ssh
 from ansible.plugins.strategy.linear import StrategyModule as Linear
 from ansible.template import Templar
+from ansible.utils.path import unfrackpath
 
 try:
     from ansible.template import AnsibleEnvironment
 except ImportError:
     AnsibleEnvironment = None
 
+_EXECUTOR = [
+    "self",
+    "host",
+    "task",
+    "job_vars",
+    "play_context",
+    "new_stdin",
+    "loader",
+    "shared_loader_obj",
+    "final_q",
+    "variable_manager",
+]
+# Of ansible-core 2.16 and 2.17; with others all is as Ansible does it.
+_KNOWN = (
+    AnsibleEnvironment is not None
+    and list(inspect.signature(TaskExecutor.__init__).parameters) == _EXECUTOR
+)
+
 try:
-    if not os.environ.get("T2V_MITOGEN"):
+    if not _KNOWN or os.environ.get("T2V_MITOGEN") == "0":
         raise ImportError
     import ansible_mitogen.affinity
     import ansible_mitogen.loaders
@@ -35,9 +55,11 @@ name: t2v_linear
 short_description: The linear strategy with less work for each task
 description:
   - Runs tasks in the order and at the pace of C(ansible.builtin.linear), and says the same.
-  - Where the environment variable E(T2V_MITOGEN) is set and the Python package C(mitogen) is
-    installed beside Ansible, the hosts' Python stays loaded between tasks. Elsewhere tasks reach
-    the hosts as always.
+  - Where the Python package C(mitogen) is installed beside ansible-core 2.16 or 2.17, the hosts'
+    Python stays loaded between tasks. Elsewhere, and with C(0) in the environment variable
+    E(T2V_MITOGEN), tasks reach the hosts as always.
+  - A host is logged in to by Ansible's own C(ssh), whose first task asks whatever is to be asked
+    (passphrases, C(SSH_ASKPASS)); Mitogen then goes through that connection.
   - C(raw), C(reboot), C(wait_for_connection), the package managers, and tasks that are delegated or
     asynchronous do not go through Mitogen, so that a new login is one.
   - Tasks that no host is needed for (C(assert), C(set_fact), C(include_tasks) and the like, and
@@ -80,23 +102,6 @@ _LOCAL = _builtin(
     "set_fact",
     "validate_argument_spec",
 )
-_EXECUTOR = [
-    "self",
-    "host",
-    "task",
-    "job_vars",
-    "play_context",
-    "new_stdin",
-    "loader",
-    "shared_loader_obj",
-    "final_q",
-    "variable_manager",
-]
-# Of ansible-core 2.16 and 2.17; others fork for every task, as Ansible does.
-_LOCAL_KNOWN = (
-    AnsibleEnvironment is not None
-    and list(inspect.signature(TaskExecutor.__init__).parameters) == _EXECUTOR
-)
 
 
 # Jinja works out what has constant arguments when it compiles; these say something else each time.
@@ -115,6 +120,8 @@ _OPTIONS = (
     "autoescape",
 )
 _compiled = {}
+# Hosts that a task has gone to.
+_logged_in = set()
 _compile = getattr(AnsibleEnvironment, "compile", None)
 
 
@@ -153,7 +160,7 @@ class Local(Linear):
 
     def run(self, iterator, play_context, result=0):
         """Run a play's tasks."""
-        if not _LOCAL_KNOWN:
+        if not _KNOWN:
             return super().run(iterator, play_context)
         AnsibleEnvironment.compile = _compile_once
         try:
@@ -162,8 +169,10 @@ class Local(Linear):
             AnsibleEnvironment.compile = _compile
 
     def _queue_task(self, host, task, task_vars, play_context):
-        if _LOCAL_KNOWN and self._done_here(host, task, task_vars, play_context):
+        if _KNOWN and self._done_here(host, task, task_vars, play_context):
             return
+        if not task.delegate_to:
+            _logged_in.add(host.name)
         # The process of the task ends before it has anything to collect; looking for it would copy
         # all memory that it shares with this one.
         gc.disable()
@@ -258,6 +267,28 @@ else:
     _keep_alive("mitogen_ssh_keepalive_interval", 15)
     _keep_alive("mitogen_ssh_keepalive_count", 4)
 
+    # Mitogen's ssh asks nobody. It goes through the connection that Ansible's keeps open, which may
+    # have asked, and logs in by itself where none is open.
+    _ssh_args = ansible_mitogen.transport_config.PlayContextSpec.ssh_args
+
+    def _shared(self):
+        """The arguments with which ssh finds the socket of Ansible's own connection."""
+        given = _ssh_args(self)
+        words = " ".join(given).lower()
+        if "controlpersist" not in words:
+            return given
+        shared = ["-o", "ControlMaster=no"]
+        if "controlpath" not in words:
+            option = self._connection_option
+            path = option("control_path") or Ssh._create_control_path(
+                option("host"), option("port"), option("remote_user")
+            )
+            folder = unfrackpath(option("control_path_dir"))
+            shared += ["-o", f'ControlPath="{path % {"directory": folder}}"']
+        return shared + given
+
+    ansible_mitogen.transport_config.PlayContextSpec.ssh_args = _shared
+
     class StrategyModule(ansible_mitogen.strategy.StrategyMixin, Local):
         """The same over Mitogen."""
 
@@ -265,7 +296,12 @@ else:
             global _plain
             # Mitogen asks the wrong host for the Python of one that a task is delegated to. The
             # process of the task is forked below, and has this.
-            _plain = bool(task.action in _PLAIN or task.delegate_to or task.async_val)
+            _plain = bool(
+                task.action in _PLAIN
+                or task.delegate_to
+                or task.async_val
+                or host.name not in _logged_in
+            )
             try:
                 super()._queue_task(host, task, task_vars, play_context)
             finally:

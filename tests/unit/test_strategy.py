@@ -96,7 +96,7 @@ def expected(place: Path) -> list[tuple[str, list[str]]]:
     return found
 
 
-@pytest.mark.parametrize("mitogen", ["", "installed", "not installed"])
+@pytest.mark.parametrize("mitogen", ["0", "installed", "not installed"])
 def test_it_says_what_the_linear_strategy_says(
     place: Path, tmp_path: Path, expected: list[tuple[str, list[str]]], mitogen: str
 ) -> None:
