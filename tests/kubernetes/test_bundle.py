@@ -19,7 +19,7 @@ import yaml
 from controller import ROOT, ansible
 
 VERSION = "1.32.13"
-IMAGES = [
+KUBEADM_IMAGES = [
     f"registry.k8s.io/{name}"
     for name in (
         f"kube-apiserver:v{VERSION}",
@@ -30,6 +30,19 @@ IMAGES = [
         "pause:3.10",
         "etcd:3.5.24-0",
     )
+]
+REDIS = "docker.io/library/redis:7.2.11"
+FLANNEL = "ghcr.io/flannel-io/flannel:v0.26.1"
+PLUGIN = "nvcr.io/nvidia/k8s-device-plugin:v0.17.0"
+# What the documented site's add-ons and its store of the jobs are made of, ingress-nginx aside.
+IMAGES = [
+    *KUBEADM_IMAGES,
+    REDIS,
+    FLANNEL,
+    PLUGIN,
+    "ghcr.io/flannel-io/flannel-cni-plugin:v1.6.0-flannel1",
+    "registry.k8s.io/metrics-server/metrics-server:v0.7.2",
+    "registry.k8s.io/kube-state-metrics/kube-state-metrics:v2.10.1",
 ]
 
 
@@ -68,8 +81,9 @@ class Bundle:
         ]
         (self.directory / "SHA256SUMS").write_text("".join(lines))
 
-    def check(self) -> subprocess.CompletedProcess[str]:
-        return play(ROOT / "tests/kubernetes/check_bundle.yml", t2v_bundle=str(self.directory))
+    def check(self, **variables: Any) -> subprocess.CompletedProcess[str]:
+        playbook = ROOT / "tests/kubernetes/check_bundle.yml"
+        return play(playbook, t2v_bundle=str(self.directory), **variables)
 
     def sentence(self) -> str:
         done = self.check()
@@ -104,7 +118,18 @@ def no_kubectl(bundle: Bundle) -> None:
 
 
 def no_etcd(bundle: Bundle) -> None:
-    del bundle.index["images"][IMAGES[-1]]
+    del bundle.index["images"][KUBEADM_IMAGES[-1]]
+    bundle.sum()
+
+
+def no_redis(bundle: Bundle) -> None:
+    del bundle.index["images"][REDIS]
+    bundle.sum()
+
+
+def no_addons(bundle: Bundle) -> None:
+    del bundle.index["images"][FLANNEL]
+    del bundle.index["images"][PLUGIN]
     bundle.sum()
 
 
@@ -137,6 +162,17 @@ def damaged(bundle: Bundle) -> None:
             "BUNDLE/index.yml names no archive of registry.k8s.io/etcd:*: add it below images.",
         ),
         (
+            no_redis,
+            f"BUNDLE/index.yml names no archive of {REDIS}: add it below images, or name one that"
+            " it has or that 192.168.0.34:5001 has in t2v_deploy_redis_image.",
+        ),
+        (
+            no_addons,
+            f"BUNDLE/index.yml names no archive of {FLANNEL}, {PLUGIN}: add it below images, name"
+            " one that it has or that 192.168.0.34:5001 has in cluster_addons_*_image, or switch"
+            " the add-on off.",
+        ),
+        (
             no_line,
             "BUNDLE/SHA256SUMS does not have bin/kubelet: add its line, as sha256sum prints it.",
         ),
@@ -155,11 +191,22 @@ def test_one_that_lacks_something_is_refused(
     assert bundle.sentence() == sentence
 
 
+def test_what_is_off_or_in_the_site_s_registry_need_not_be_in_it(bundle: Bundle) -> None:
+    no_redis(bundle)
+    no_addons(bundle)
+    own = "192.168.0.34:5001/ai/redis:7.2"
+    off = {"t2v_pod_network_provider": "none", "cluster_addons_device_plugin": False}
+    assert bundle.check(**off, t2v_deploy_redis_image=own).returncode == 0
+    assert bundle.check(**off, t2v_job_store="sqlite", t2v_replicas=1).returncode == 0
+    mirrored = "192.168.0.34:5001/ai/mirror/docker.io/library/redis:7.2.11"
+    assert bundle.check(**off, t2v_deploy_redis_image=mirrored).returncode != 0
+
+
 def test_one_that_is_made_is_accepted(tmp_path: Path) -> None:
     """From files that lie here, as of a profile `offline`."""
     offline = tmp_path / "offline"
     offline.mkdir()
-    listed = "\n".join(IMAGES)
+    listed = "\n".join(KUBEADM_IMAGES)
     table = {}
     for name in ("kubeadm", "kubelet", "kubectl", "cni_plugins"):
         text = f"#!/bin/sh\ncat <<'E'\n{listed}\nE\n" if name == "kubeadm" else name
