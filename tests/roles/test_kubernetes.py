@@ -101,7 +101,7 @@ while (my $c = $l->accept) { while (<$c>) { last if /^\\r?$/ }
 CLIENT = """
 use IO::Socket::INET;
 my $s = IO::Socket::INET->new(PeerAddr => "web.default.svc.cluster.local", PeerPort => 80,
-  Timeout => 5) or die "no answer: $@";
+  Timeout => 20) or die "no answer: $@";
 print $s "GET / HTTP/1.0\\r\\n\\r\\n"; print <$s>;
 """
 
@@ -168,10 +168,13 @@ def test_a_service_is_found_by_name_and_by_the_port_of_every_node(
     machines: Machines, deployed: None
 ) -> None:
     for pod in kubectl.items("pods", "-l", "app=web"):
-        seen = {
-            kubectl("exec", pod["metadata"]["name"], "--", "perl", "-e", CLIENT).split()[-1]
-            for _ in range(12)
-        }
+
+        def answer(name: str = pod["metadata"]["name"]) -> str:
+            return kubectl("exec", name, "--", "perl", "-e", CLIENT).split()[-1]
+
+        # A node learns of a new service a moment after the API server.
+        assert wait(lambda: bool(answer()), 60)
+        seen = {answer() for _ in range(12)}
         # Both: the other one is reached over the pods' network.
         assert seen == {"worker1", "worker2"}
     for host in ("master", "worker1", "worker2"):
