@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -246,13 +247,16 @@ def main() -> int:
     parser.add_argument("--busy", action="store_true", help="measure on a busy machine too")
     parser.add_argument("--keep", action="store_true", help="leave the lab standing")
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["PATH"] = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     paths, scenario = Paths(options.name), load_scenario("site")
+    runs: list[Run] = []
     try:
         busy = _check_quiet(options.busy)
         with lab.locked(paths), tempfile.TemporaryDirectory(prefix="bench-site-") as temporary:
             place = Path(temporary)
             bench = Bench(paths, scenario, place)
+            runs = bench.runs
             try:
                 inventory = REPOSITORY / "inventory"
                 site = bench.create(inventory)
@@ -268,15 +272,17 @@ def main() -> int:
             finally:
                 if not options.keep:
                     lab.destroy(paths)
-    except LabError as error:
-        print(f"ERROR: {error}", file=sys.stderr)
+    except (LabError, KeyboardInterrupt) as error:
+        if len(runs) > 1:
+            print("", report(runs), "", sep="\n")
+        print(f"ERROR: {error or 'interrupted'}", file=sys.stderr)
         return 1
-    print("", report(bench.runs), sep="\n")
+    print("", report(runs), sep="\n")
     if options.json:
         figures = {
             "processors": os.cpu_count(),
             "busy": round(busy, 2),
-            "runs": [asdict(run) for run in bench.runs],
+            "runs": [asdict(run) for run in runs],
         }
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(figures, indent=1))
