@@ -327,7 +327,8 @@ def engine_stopped(hands: Hands) -> Iterator[None]:
 def controller_killed(hands: Hands) -> Iterator[None]:
     """ansible-playbook and all that it started are gone at a task that the seed names."""
     number, after = hands.rng.randint(1, LAST_TASK), hands.rng.uniform(0, 1)
-    hands.note = f"at {kill_at(hands.paths, hands.site_yml(), number, after)}"
+    where = kill_at(hands.paths, hands.site_yml(), number, after)
+    hands.note = f"at {where}" if where else "after its end"
     yield
 
 

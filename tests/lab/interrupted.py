@@ -90,10 +90,13 @@ def interrupt(
     build = Build(seed)
     began = time.monotonic()
     controller.create()
-    for number in range(kills):
+    while len(build.kills) < kills:
         where = controller.kill_at(rng.randint(1, LAST_TASK), rng.uniform(0, 2))
-        build.kills.append(where)
-        say(f"seed {seed}, {number + 1} of {kills}: killed at {where}")
+        if where:
+            build.kills.append(where)
+            say(f"seed {seed}, {len(build.kills)} of {kills}: killed at {where}")
+        else:
+            say(f"seed {seed}: it came to its end before it could be killed")
     controller.finish()
     say(f"seed {seed}: a run to the end")
     try:
