@@ -306,3 +306,15 @@ else:
                 super()._queue_task(host, task, task_vars, play_context)
             finally:
                 _plain = False
+
+        def _execute_meta(self, task, play_context, iterator, target_host):
+            global _plain
+            if task.args.get("_raw_params") == "reset_connection":
+                # Ansible's own too: what it keeps open would let in whoever a new login would not.
+                _logged_in.discard(target_host.name)
+                _plain = True
+                try:
+                    super()._execute_meta(task, play_context, iterator, target_host)
+                finally:
+                    _plain = False
+            return super()._execute_meta(task, play_context, iterator, target_host)
