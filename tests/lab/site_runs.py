@@ -40,19 +40,20 @@ def kill_at(paths: Paths, command: list[str], number: int, after: float) -> str:
 
     Returns where that was; "" where it had come to its end before.
     """
-    task, count, running = "", 0, True
+    where, count = "", 0
     with lab.locked(paths):
         process = lab.start_tracked(paths, command, output=subprocess.PIPE)
         assert process.stdout is not None
         try:
             for line in process.stdout:
                 if found := _TASK.match(line):
-                    task, count = found.group(1), count + 1
+                    count += 1
                     if count == number:
                         time.sleep(after)
+                        if process.poll() is None:
+                            where = f"task {count}, {found.group(1)}"
                         break
-            running = count == number and process.poll() is None
         finally:
             cgroups.kill(paths.name, "run")
             process.wait()
-    return f"task {count}, {task}" if running else ""
+    return where

@@ -101,7 +101,7 @@ while (my $c = $l->accept) { while (<$c>) { last if /^\\r?$/ }
 CLIENT = """
 use IO::Socket::INET;
 my $s = IO::Socket::INET->new(PeerAddr => "web.default.svc.cluster.local", PeerPort => 80,
-  Timeout => 20) or die "no answer: $@";
+  Timeout => 5) or die "no answer: $@";
 print $s "GET / HTTP/1.0\\r\\n\\r\\n"; print <$s>;
 """
 
