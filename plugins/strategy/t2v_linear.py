@@ -8,9 +8,12 @@ import inspect
 import os
 import re
 import signal
+import sys
+from copy import copy
 from pathlib import Path
 
 import ansible.plugins.loader
+from ansible.errors import AnsibleError
 from ansible.executor.task_executor import TaskExecutor
 from ansible.plugins.connection.ssh import Connection as Ssh
 from ansible.plugins.strategy.linear import StrategyModule as Linear
@@ -18,9 +21,9 @@ from ansible.template import Templar
 from ansible.utils.path import unfrackpath
 
 try:
-    from ansible.template import AnsibleEnvironment
+    from ansible.template import AnsibleEnvironment, JinjaPluginIntercept
 except ImportError:
-    AnsibleEnvironment = None
+    AnsibleEnvironment = JinjaPluginIntercept = None
 
 _EXECUTOR = [
     "self",
@@ -141,6 +144,27 @@ def _compile_once(self, source, name=None, filename=None, raw=False, defer_init=
     return _compiled[key]
 
 
+# Filters and tests that are Jinja's own, by the type of the loader that was asked for them.
+_jinja_own = {}
+_intercept = getattr(JinjaPluginIntercept, "__init__", None)
+
+
+def _intercept_own(self, delegatee, pluginloader, *args, **kwargs):
+    """Look for no plugin of such a name again: each task and host would search all folders."""
+    _intercept(self, delegatee, pluginloader, *args, **kwargs)
+    kind = pluginloader.type
+    if kind not in _jinja_own:
+        _jinja_own[kind] = {name for name in delegatee if not _is_plugin(pluginloader, name)}
+    self._seen_it |= _jinja_own[kind]
+
+
+def _is_plugin(loader, name):
+    try:
+        return loader.get(name) is not None
+    except (AnsibleError, KeyError):
+        return False
+
+
 class _NeedsHost(BaseException):
     """A task that was thought to be skipped is not."""
 
@@ -162,11 +186,23 @@ class Local(Linear):
         """Run a play's tasks."""
         if not _KNOWN:
             return super().run(iterator, play_context)
+        plugins = ansible.plugins.loader
+        # What almost every task needs is not loaded by each anew.
+        for action in ("normal", "copy"):
+            plugins.action_loader.get(f"ansible.legacy.{action}", class_only=True)
+        kind = plugins.lookup_loader.get("ansible.builtin.template", class_only=True)
+        lookup = sys.modules[kind.__module__]
+        copied = lookup.deepcopy
         AnsibleEnvironment.compile = _compile_once
+        JinjaPluginIntercept.__init__ = _intercept_own
+        # It adds some to a host's variables, as the action does, which copies only the outermost.
+        lookup.deepcopy = copy
         try:
             return super().run(iterator, play_context)
         finally:
             AnsibleEnvironment.compile = _compile
+            JinjaPluginIntercept.__init__ = _intercept
+            lookup.deepcopy = copied
 
     def _queue_task(self, host, task, task_vars, play_context):
         if _KNOWN and self._done_here(host, task, task_vars, play_context):

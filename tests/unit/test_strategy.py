@@ -47,10 +47,24 @@ PLAY = """
         - debug: {msg: "rescued {{ ansible_failed_task.name }} of {{ own }}"}
     - debug: {msg: "{{ lookup('ansible.builtin.env', 'HOME') | length > 0 }}"}
       run_once: true
+    # Jinja has a filter of this name, which a folder of the playbook's replaces.
+    - debug: {msg: "{{ words | map('title') | list }} {{ 'one' | title }}"}
+    - debug: {msg: "{{ lookup('ansible.builtin.template', 'words.j2') }} {{ words }}"}
+    - debug: {msg: "{{ lookup('template', 'words.j2', template_vars={'word': own}) }}"}
+      when: lookup('ansible.builtin.template', 'words.j2') is search('one,two,three')
+    - debug: {msg: "{{ word is defined }} {{ template_path is defined }} {{ words }}"}
     - fail: {msg: the end of b}
       when: inventory_hostname == 'b'
     - debug: {msg: not b}
 """
+
+
+FILTERS = """
+class FilterModule:
+    def filters(self):
+        return {"title": lambda text: f"the title of {text}"}
+"""
+TEMPLATE = "{% set _ = words.append('three') %}{{ words | join(',') }} {{ word | default('-') }}"
 
 
 def by_task(output: str) -> list[tuple[str, list[str]]]:
@@ -71,6 +85,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("strategy")
     (place / "play.yml").write_text(PLAY)
     (place / "included.yml").write_text("- debug: {msg: 'included with {{ given }}'}\n")
+    (place / "filter_plugins").mkdir()
+    (place / "filter_plugins/titles.py").write_text(FILTERS)
+    (place / "templates").mkdir()
+    (place / "templates/words.j2").write_text(TEMPLATE)
     (place / "hosts").write_text("a\nb\nc\n[all:vars]\nansible_connection=local\n")
     return place
 
@@ -93,6 +111,8 @@ def run(place: Path, strategy: str, **settings: str) -> str:
 def expected(place: Path) -> list[tuple[str, list[str]]]:
     found = by_task(run(place, "linear"))
     assert len(found) > 15
+    assert "the title of one" in str(found)
+    assert "one,two,three" in str(found)
     return found
 
 
