@@ -82,7 +82,7 @@ class Bundle:
         (self.directory / "SHA256SUMS").write_text("".join(lines))
 
     def check(self, **variables: Any) -> subprocess.CompletedProcess[str]:
-        playbook = ROOT / "tests/kubernetes/check_bundle.yml"
+        playbook = ROOT / "playbooks/check_bundle.yml"
         return play(playbook, t2v_bundle=str(self.directory), **variables)
 
     def sentence(self) -> str:
@@ -235,5 +235,5 @@ def test_one_that_is_made_is_accepted(tmp_path: Path) -> None:
     assert set(IMAGES) < set(index["images"])
     # Those of the add-ons that are on.
     assert any("flannel" in image for image in index["images"])
-    done = play(ROOT / "tests/kubernetes/check_bundle.yml", t2v_bundle=str(made))
+    done = play(ROOT / "playbooks/check_bundle.yml", t2v_bundle=str(made))
     assert done.returncode == 0, done.stdout
