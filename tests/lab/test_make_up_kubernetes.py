@@ -38,12 +38,21 @@ def on(host: str, command: str) -> str:
     return lab("ssh", host, command)
 
 
-def ask(path: str, body: dict[str, Any] | None = None, seconds: int = 60) -> dict[str, Any]:
-    """The service's answer to a user on the ansible host."""
-    data = f"-H 'Content-Type: application/json' -d '{json.dumps(body)}'" if body else ""
-    answer = json.loads(on("ansible", f"curl -sS -m {seconds} {data} '{URL}{path}'"))
-    assert isinstance(answer, dict)
-    return answer
+def ask_all(
+    requests: list[tuple[str, dict[str, Any] | None]], seconds: int = 60
+) -> list[dict[str, Any]]:
+    """The service's answers to a user on the ansible host: paths, and what is sent there."""
+    commands = []
+    for path, body in requests:
+        data = f"-H 'Content-Type: application/json' -d '{json.dumps(body)}'" if body else ""
+        commands.append(f"curl -sS -m {seconds} -w '\\n' {data} '{URL}{path}'")
+    said = on("ansible", " && ".join(commands))
+    return [json.loads(line) for line in said.splitlines() if line]
+
+
+def ask(path: str, seconds: int = 60) -> dict[str, Any]:
+    """One such answer."""
+    return ask_all([(path, None)], seconds)[0]
 
 
 def available() -> bool:
@@ -110,17 +119,22 @@ def test_the_same_again_changes_nothing_and_another_runtime_is_refused(
 def test_a_pod_killed_while_it_generates_loses_no_job(
     first: subprocess.CompletedProcess[str],
 ) -> None:
-    wanted = {"model": "tiny", "num_inference_steps": 1000}
-    jobs = [ask("/v1/videos", {**wanted, "prompt": f"a dog, {i}"})["id"] for i in range(6)]
-    assert wait(lambda: ask(f"/v1/videos/{jobs[0]}")["status"] != "queued", 60)
     (victim, *_) = kubectl.get("pods", "-l", "app=wan22-t2v")["items"]
+    wanted = {"model": "tiny", "num_inference_steps": 1000}
+    prompts = [{**wanted, "prompt": f"a dog, {number}"} for number in range(8)]
+    jobs = [job["id"] for job in ask_all([("/v1/videos", prompt) for prompt in prompts])]
+
+    def states() -> list[dict[str, Any]]:
+        return ask_all([(f"/v1/videos/{job}", None) for job in jobs])
+
+    def both_have_just_begun() -> bool:
+        progress = [job["progress"] for job in states() if job["status"] == "in_progress"]
+        return len(progress) == 2 and max(progress) < 50
+
+    assert wait(both_have_just_begun, 60), states()
     kubectl("delete", "pod", victim["metadata"]["name"], "--grace-period=0", "--force")
-
-    def ended() -> bool:
-        return {ask(f"/v1/videos/{job}")["status"] for job in jobs} == {"completed"}
-
-    assert wait(ended), [ask(f"/v1/videos/{job}") for job in jobs]
-    done = [ask(f"/v1/videos/{job}") for job in jobs]
+    assert wait(lambda: {job["status"] for job in states()} == {"completed"}), states()
+    done = states()
     # One of them was taken a second time, and none was made twice.
     assert max(job["attempts"] for job in done) == 2, done
     files = [job["file_name"] for job in done]
