@@ -21,6 +21,20 @@ def sentences(done: subprocess.CompletedProcess[str]) -> list[str]:
     return [str(json.loads(one)) for one in re.findall(r'"msg": (".*")', done.stdout)]
 
 
+def by_task(output: str) -> list[tuple[str, list[str]]]:
+    """Heading and what is said under it, the hosts in order: they answer in any."""
+    parts = re.split(r"^(?=(?:TASK|PLAY RECAP|RUNNING)\b)", output, flags=re.MULTILINE)[1:]
+    found = []
+    for part in parts:
+        heading, _, rest = part.partition("\n")
+        # Times and numbers of jobs differ; a new attempt is told of before the heading or after.
+        plain = re.sub(r'"(start|end|delta)": .*|^ +(start|end|delta): .*', "", rest, flags=re.M)
+        plain = re.sub("^(ASYNC|FAILED - RETRYING:) .*", "", plain, flags=re.M)
+        entries = re.split(r"^(?=\S+: \[)", plain, flags=re.MULTILINE)
+        found.append((heading, sorted(entry.strip() for entry in entries if entry.strip())))
+    return found
+
+
 def announce(request: pytest.FixtureRequest, line: str) -> None:
     """Write a line into the output of the tests, whether or not they pass."""
     plugins = request.config.pluginmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import inspect
@@ -9,11 +10,14 @@ import os
 import re
 import signal
 import sys
+import threading
+import traceback
 from copy import copy
 from pathlib import Path
 
 import ansible.plugins.loader
-from ansible.errors import AnsibleError
+import ansible.plugins.strategy
+from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.executor.task_executor import TaskExecutor
 from ansible.plugins.connection.ssh import Connection as Ssh
 from ansible.plugins.strategy.linear import StrategyModule as Linear
@@ -48,6 +52,7 @@ try:
         raise ImportError
     import ansible_mitogen.affinity
     import ansible_mitogen.loaders
+    import ansible_mitogen.process
     import ansible_mitogen.strategy
     import ansible_mitogen.transport_config
 except ImportError:
@@ -65,6 +70,9 @@ description:
     (passphrases, C(SSH_ASKPASS)); Mitogen then goes through that connection.
   - C(raw), C(reboot), C(wait_for_connection), the package managers, and tasks that are delegated or
     asynchronous do not go through Mitogen, so that a new login is one.
+  - Common modules (C(command), C(copy), C(file), C(stat), C(systemd), C(template) and the like) are
+    run over Mitogen by threads, not by a process for each task and host. C(0) in the environment
+    variable E(T2V_THREADS) has the processes back.
   - Tasks that no host is needed for (C(assert), C(set_fact), C(include_tasks) and the like, and
     those whose condition is false) are done without a process of their own, and a template is
     compiled once.
@@ -93,6 +101,26 @@ _PLAIN = _builtin(
     "reboot",
     "wait_for_connection",
     "yum",
+)
+# They ask a host and keep nothing here that another task could meet.
+_THREADED = _builtin(
+    "blockinfile",
+    "command",
+    "copy",
+    "file",
+    "find",
+    "group",
+    "hostname",
+    "lineinfile",
+    "replace",
+    "shell",
+    "slurp",
+    "stat",
+    "systemd",
+    "systemd_service",
+    "template",
+    "uri",
+    "user",
 )
 # They only compute.
 _LOCAL = _builtin(
@@ -165,6 +193,13 @@ def _is_plugin(loader, name):
         return False
 
 
+def _own(task):
+    """A task whose attributes may become values: the next host has others."""
+    own = task.copy(exclude_parent=True, exclude_tasks=True)
+    own._parent = task._parent
+    return own
+
+
 class _NeedsHost(BaseException):
     """A task that was thought to be skipped is not."""
 
@@ -224,9 +259,7 @@ class Local(Linear):
             kind = _Skipping
         else:
             return False
-        # Its attributes become values: the next host has others.
-        own = task.copy(exclude_parent=True, exclude_tasks=True)
-        own._parent = task._parent
+        own = _own(task)
         queued = (host.name, task._uuid)
         # Each item of a loop is reported while it runs, by what is kept here.
         self._queued_task_cache[queued] = {
@@ -278,7 +311,8 @@ else:
     _plain = False
 
     def _connection(name, *args, **kwargs):
-        if _plain or name != "ssh":
+        plain = _plain and not isinstance(threading.current_thread(), _Thread)
+        if plain or name != "ssh":
             return ansible_mitogen.loaders.connection_loader__get_with_context(
                 name, *args, **kwargs
             )
@@ -302,6 +336,116 @@ else:
 
     _keep_alive("mitogen_ssh_keepalive_interval", 15)
     _keep_alive("mitogen_ssh_keepalive_count", 4)
+
+    class _Thread(threading.Thread):
+        """Does a task in this process, and looks like Ansible's process that would do it.
+
+        Most of what a forked process costs is memory that it and this one then write to.
+        """
+
+        exitcode = None
+
+        def __init__(self, final_q, task_vars, host, task, play_context, loader, manager, *_):
+            super().__init__(daemon=True, name=f"{host.name}: {task.action}")
+            self._host = host
+            self._task = task
+            self._own = _own(task)
+            self._final_q = final_q
+            self._given = (task_vars.copy(), play_context)
+            self._more = (loader, ansible.plugins.loader, final_q, manager)
+
+        def run(self):
+            try:
+                with Path(os.devnull).open() as nothing:
+                    executor = TaskExecutor(
+                        self._host, self._own, *self._given, nothing, *self._more
+                    )
+                    result = executor.run()
+            except AnsibleConnectionFailure:
+                result = {"unreachable": True}
+            except BaseException:
+                result = self._failed()
+            try:
+                self._send(result, self._own.dump_attrs())
+            except Exception:
+                # What can't be sent is a failure. After an interrupt nobody listens any more.
+                with contextlib.suppress(Exception):
+                    self._send(self._failed(), {})
+
+        def _send(self, result, fields):
+            self._final_q.send_task_result(self._host.name, self._task._uuid, result, fields)
+
+        def _failed(self):
+            return {"failed": True, "exception": traceback.format_exc(), "stdout": ""}
+
+        def terminate(self):
+            """A thread ends with its process."""
+
+    class _Threads:
+        """Where the tasks of a play are done: in a thread, or in a process of Ansible's kind.
+
+        None is forked while a thread runs, of a task or of Mitogen: what such a thread had locked
+        would stay locked in the process.
+        """
+
+        def __init__(self, process, model):
+            self._process = process
+            self._load = load = ansible.plugins.loader.PluginLoader._load_module_source
+            self._model = model
+            self._close = model.on_binding_close
+            self._get = model.get_binding
+            self._pid = os.getpid()
+            self._lock = threading.Lock()
+            self._running = []
+            model.on_binding_close = self._keep
+            model.get_binding = self._shared
+            loading = threading.RLock()
+
+            # Else a second thread would get a plugin that the first has not loaded to its end.
+            def load_once(loader, name, path):
+                with loading:
+                    return load(loader, name, path)
+
+            ansible.plugins.loader.PluginLoader._load_module_source = load_once
+
+        def _keep(self):
+            if os.getpid() != self._pid:
+                self._close()
+
+        def _shared(self, name):
+            with self._lock:
+                return self._get(name)
+
+        def end(self):
+            """Wait for all threads, and let Mitogen's of this process end."""
+            for thread in self._running:
+                thread.join()
+            self._running = []
+            self._close()
+
+        def restore(self, wait):
+            """Let others have the model again; after an interrupt without the threads' results."""
+            if wait:
+                self.end()
+            del self._model.on_binding_close, self._model.get_binding
+            ansible.plugins.loader.PluginLoader._load_module_source = self._load
+
+        def __call__(self, final_q, task_vars, host, task, *more):
+            if _in_thread(task, task_vars):
+                if self._model.broker is None:
+                    # By default one ends with the thread that made it.
+                    self._model.broker = ansible_mitogen.process.Broker(install_watcher=False)
+                self._running = [thread for thread in self._running if thread.is_alive()]
+                thread = _Thread(final_q, task_vars, host, task, *more)
+                self._running.append(thread)
+                return thread
+            self.end()
+            return self._process(final_q, task_vars, host, task, *more)
+
+    def _in_thread(task, task_vars):
+        kind = task_vars.get("ansible_connection") or task.connection
+        # A time-out is a signal, which only the first thread of a process gets.
+        return not _plain and task.action in _THREADED and kind == "ssh" and not task.timeout
 
     # Mitogen's ssh asks nobody. It goes through the connection that Ansible's keeps open, which may
     # have asked, and logs in by itself where none is open.
@@ -327,6 +471,24 @@ else:
 
     class StrategyModule(ansible_mitogen.strategy.StrategyMixin, Local):
         """The same over Mitogen."""
+
+        def run(self, iterator, play_context, result=0):
+            """Run a play's tasks."""
+            strategy = ansible.plugins.strategy
+            process = strategy.WorkerProcess
+            model = ansible_mitogen.process.get_classic_worker_model()
+            # With more than one of Mitogen's processes, hosts would take turns at one connection.
+            if os.environ.get("T2V_THREADS") != "0" and len(model._muxes) == 1:
+                strategy.WorkerProcess = _Threads(process, model)
+            ended = False
+            try:
+                result = super().run(iterator, play_context, result)
+                ended = True
+                return result
+            finally:
+                if strategy.WorkerProcess is not process:
+                    strategy.WorkerProcess.restore(wait=ended)
+                    strategy.WorkerProcess = process
 
         def _queue_task(self, host, task, task_vars, play_context):
             global _plain

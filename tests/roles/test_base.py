@@ -8,6 +8,7 @@ them: a clock that is really set, swap, kernel modules, SELinux.
 import configparser
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -18,6 +19,7 @@ import pytest
 from lab.lab import environment
 from lab.settings import REPOSITORY, Paths
 from machines import Machines
+from playbooks import by_task
 
 HOSTS = {"worker1": "192.168.0.121", "nfs-server": "192.168.0.136", "prometheus": "192.168.0.133"}
 GATEWAY = "192.168.0.2"
@@ -323,3 +325,45 @@ def test_centos_repositories_point_at_the_vault(machines: Machines) -> None:
 def test_ansible_manages_a_host_that_has_python_27_alone(machines: Machines) -> None:
     found = machines("prometheus").check_output("ls /usr/bin | grep '^python'")
     assert found.split() == ["python2.7"]
+
+
+# --- the strategy that all of this ran with
+
+
+def strategy(machines: Machines, **settings: str) -> str:
+    """What a playbook said with these settings."""
+    done = subprocess.run(
+        command(machines, "strategy.yml"),
+        cwd=REPOSITORY,
+        env={**environment(Paths(os.environ["T2V_LAB"])), **settings},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    return done.stdout
+
+
+def test_threads_say_what_processes_say(machines: Machines) -> None:
+    """Python 2.7 among the hosts: all three runs come to the same results, in the same words."""
+    runs = {
+        "threads": strategy(machines),
+        "processes": strategy(machines, T2V_THREADS="0"),
+        "ansible": strategy(machines, ANSIBLE_STRATEGY="linear"),
+    }
+    parents = {name: re.findall(r"parent (\d+) of", said) for name, said in runs.items()}
+    assert [len(found) for found in parents.values()] == [3, 3, 3], parents
+    # One process did it for all three hosts, or one for each.
+    assert {name: len(set(found)) for name, found in parents.items()} == {
+        "threads": 1,
+        "processes": 3,
+        "ansible": 3,
+    }
+    attempts = [sorted(re.findall("FAILED - RETRYING: .*", said)) for said in runs.values()]
+    assert len(attempts[0]) == 6
+    assert attempts[0] == attempts[1] == attempts[2]
+    said = {name: by_task(re.sub(r"parent \d+", "parent", one)) for name, one in runs.items()}
+    assert said["threads"] == said["processes"]
+    assert [heading for heading, _ in said["threads"]] == [one for one, _ in said["ansible"]]

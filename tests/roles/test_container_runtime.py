@@ -284,6 +284,26 @@ def test_pods_keep_their_cgroup_driver(machines: Machines) -> None:
     assert said.endswith(" 2")
 
 
+def test_a_cri_dockerd_that_does_not_run_says_why(machines: Machines) -> None:
+    """One that does not fit its Docker, in the words of 0.4.3 beside Docker 20.10."""
+    program, marker = "/usr/local/bin/cri-dockerd", "/etc/systemd/system/cri-docker.service.applied"
+    reason = "docker API version is older than 1.42.0"
+    complaint = f'time="2026-01-01T00:00:00Z" level=fatal msg="{reason}"'
+    refusing = shlex.quote(f"#!/bin/sh\necho '{complaint}' >&2\nexit 1\n")
+    machines.ssh("worker1", f"mv {program} {program}.kept && rm {marker}")
+    try:
+        machines.ssh("worker1", f"printf %s {refusing} > {program} && chmod 755 {program}")
+        said = play(machines, "configure", "worker1")
+    finally:
+        machines.ssh("worker1", f"mv {program}.kept {program}")
+    assert (
+        f"cri-dockerd does not run on worker1: {reason}. Look at `journalctl -u cri-docker` there."
+    ) in said
+    assert said.endswith(" 2")
+    assert play(machines, "configure", "worker1").endswith(" 0")
+    assert machines.ssh("worker1", "systemctl is-active cri-docker.service").strip() == b"active"
+
+
 def test_containerd_has_nvidia_s_runtime_and_a_kubelet_is_told(machines: Machines) -> None:
     wanted = {"container_runtime_nvidia": "true", "container_runtime_nvidia_default": True}
     said = play(machines, "configure", "worker2", **wanted)

@@ -1,11 +1,11 @@
 """plugins/strategy/t2v_linear.py: results as of the linear strategy, with Mitogen and without."""
 
-import re
 from pathlib import Path
 
 import pytest
 
 from controller import ansible
+from playbooks import by_task
 
 PLAY = """
 - hosts: all
@@ -65,19 +65,6 @@ class FilterModule:
         return {"title": lambda text: f"the title of {text}"}
 """
 TEMPLATE = "{% set _ = words.append('three') %}{{ words | join(',') }} {{ word | default('-') }}"
-
-
-def by_task(output: str) -> list[tuple[str, list[str]]]:
-    """Heading and what is said under it, the hosts in order: they answer in any."""
-    parts = re.split(r"^(?=(?:TASK|PLAY RECAP|RUNNING)\b)", output, flags=re.MULTILINE)[1:]
-    found = []
-    for part in parts:
-        heading, _, rest = part.partition("\n")
-        # Times and numbers of jobs differ.
-        plain = re.sub(r'"(start|end|delta)": .*|^ASYNC .*', "", rest, flags=re.MULTILINE)
-        entries = re.split(r"^(?=\S+: \[)", plain, flags=re.MULTILINE)
-        found.append((heading, sorted(entry.strip() for entry in entries if entry.strip())))
-    return found
 
 
 @pytest.fixture(scope="module")
