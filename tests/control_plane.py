@@ -230,6 +230,8 @@ def tend_pods(cluster: Cluster, stop: threading.Event) -> None:
 
 @contextmanager
 def running(command: list[str], log: Path) -> Iterator[None]:
+    # A test that is killed ends nothing: its programs end with it.
+    command = ["setpriv", "--pdeathsig", "TERM", "--", *command]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         try:

@@ -416,17 +416,16 @@ else:
             with self._lock:
                 return self._get(name)
 
-        def end(self):
-            """Wait for all threads, and let Mitogen's of this process end."""
-            for thread in self._running:
+        def end(self, wait=True):
+            """Wait for all threads, and let Mitogen's of this process end, which no exit does."""
+            for thread in self._running if wait else ():
                 thread.join()
             self._running = []
             self._close()
 
         def restore(self, wait):
             """Let others have the model again; after an interrupt without the threads' results."""
-            if wait:
-                self.end()
+            self.end(wait)
             del self._model.on_binding_close, self._model.get_binding
             ansible.plugins.loader.PluginLoader._load_module_source = self._load
 

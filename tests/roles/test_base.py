@@ -367,3 +367,14 @@ def test_threads_say_what_processes_say(machines: Machines) -> None:
     said = {name: by_task(re.sub(r"parent \d+", "parent", one)) for name, one in runs.items()}
     assert said["threads"] == said["processes"]
     assert [heading for heading, _ in said["threads"]] == [one for one, _ in said["ansible"]]
+
+
+def test_an_interrupt_ends_threads_too(machines: Machines) -> None:
+    process = start(machines, "strategy.yml", "-e", "seconds=300")
+    machines.ssh("worker1", "timeout 90 sh -c 'until pgrep -fx \"sleep 300\"; do sleep 0.2; done'")
+    os.killpg(process.pid, signal.SIGINT)
+    began = time.monotonic()
+    said, _ = process.communicate(timeout=120)
+    assert time.monotonic() - began < 60
+    assert process.returncode != 0
+    assert "Traceback" not in said
