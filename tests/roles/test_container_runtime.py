@@ -290,7 +290,7 @@ def test_a_cri_dockerd_that_does_not_run_says_why(machines: Machines) -> None:
     reason = "docker API version is older than 1.42.0"
     complaint = f'time="2026-01-01T00:00:00Z" level=fatal msg="{reason}"'
     refusing = shlex.quote(f"#!/bin/sh\necho '{complaint}' >&2\nexit 1\n")
-    machines.ssh("worker1", f"mv {program} {program}.kept && rm {marker}")
+    machines.ssh("worker1", f"mv {program} {program}.kept && rm -f {marker}")
     try:
         machines.ssh("worker1", f"printf %s {refusing} > {program} && chmod 755 {program}")
         said = play(machines, "configure", "worker1")
