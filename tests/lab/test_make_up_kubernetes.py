@@ -121,7 +121,12 @@ def test_a_pod_killed_while_it_generates_loses_no_job(
 ) -> None:
     (victim, *_) = kubectl.get("pods", "-l", "app=wan22-t2v")["items"]
     # Longer than the two seconds that a kubelet leaves even to a pod that is killed.
-    wanted = {"model": "tiny", "num_inference_steps": 1000, "num_frames": 121}
+    wanted = {
+        "model": "tiny",
+        "num_inference_steps": 1000,
+        "num_frames": 121,
+        "size": "128x128",
+    }
     prompts = [{**wanted, "prompt": f"a dog, {number}"} for number in range(4)]
     jobs = [job["id"] for job in ask_all([("/v1/videos", prompt) for prompt in prompts])]
 
