@@ -214,6 +214,22 @@ class _Skipping(TaskExecutor):
         raise _NeedsHost
 
 
+def _do(kind, host, own, task_vars, play_context, loader, final_q, manager):
+    """The result of a task that is done in this process."""
+    with Path(os.devnull).open() as nothing:
+        return kind(
+            host,
+            own,
+            task_vars.copy(),
+            play_context,
+            nothing,
+            loader,
+            ansible.plugins.loader,
+            final_q,
+            manager,
+        ).run()
+
+
 class Local(Linear):
     """Linear, without a process for a task that no host is needed for."""
 
@@ -268,22 +284,12 @@ class Local(Linear):
             "task_vars": task_vars,
             "play_context": play_context,
         }
-        with Path(os.devnull).open() as nothing:
-            try:
-                result = kind(
-                    host,
-                    own,
-                    task_vars.copy(),
-                    play_context,
-                    nothing,
-                    self._loader,
-                    ansible.plugins.loader,
-                    self._final_q,
-                    self._variable_manager,
-                ).run()
-            except _NeedsHost:
-                del self._queued_task_cache[queued]
-                return False
+        given = (self._loader, self._final_q, self._variable_manager)
+        try:
+            result = _do(kind, host, own, task_vars, play_context, *given)
+        except _NeedsHost:
+            del self._queued_task_cache[queued]
+            return False
         self._tqm.send_callback("v2_runner_on_start", host, task)
         self._final_q.send_task_result(host.name, task._uuid, result, task_fields=own.dump_attrs())
         self._pending_results += 1
@@ -351,16 +357,11 @@ else:
             self._task = task
             self._own = _own(task)
             self._final_q = final_q
-            self._given = (task_vars.copy(), play_context)
-            self._more = (loader, ansible.plugins.loader, final_q, manager)
+            self._given = (task_vars, play_context, loader, final_q, manager)
 
         def run(self):
             try:
-                with Path(os.devnull).open() as nothing:
-                    executor = TaskExecutor(
-                        self._host, self._own, *self._given, nothing, *self._more
-                    )
-                    result = executor.run()
+                result = _do(TaskExecutor, self._host, self._own, *self._given)
             except AnsibleConnectionFailure:
                 result = {"unreachable": True}
             except BaseException:
