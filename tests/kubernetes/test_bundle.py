@@ -202,6 +202,19 @@ def test_what_is_off_or_in_the_site_s_registry_need_not_be_in_it(bundle: Bundle)
     assert bundle.check(**off, t2v_deploy_redis_image=mirrored).returncode != 0
 
 
+@pytest.mark.parametrize("playbook", ["cluster", "upgrade"])
+def test_it_is_asked_before_any_host_is_touched(bundle: Bundle, playbook: str) -> None:
+    no_redis(bundle)
+    done = play(
+        ROOT / f"playbooks/{playbook}.yml",
+        t2v_bundle=str(bundle.directory),
+        t2v_runtime="kubernetes",
+    )
+    assert done.returncode != 0
+    assert f"index.yml names no archive of {REDIS}" in done.stdout
+    assert re.findall(r"^(\S+) +: ok=", done.stdout, flags=re.MULTILINE) == ["localhost"]
+
+
 def test_one_that_is_made_is_accepted(tmp_path: Path) -> None:
     """From files that lie here, as of a profile `offline`."""
     offline = tmp_path / "offline"
