@@ -17,6 +17,7 @@ from pathlib import Path
 
 import ansible.plugins.loader
 import ansible.plugins.strategy
+from ansible import constants
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.executor.task_executor import TaskExecutor
 from ansible.plugins.connection.ssh import Connection as Ssh
@@ -67,7 +68,8 @@ description:
     Python stays loaded between tasks. Elsewhere, and with C(0) in the environment variable
     E(T2V_MITOGEN), tasks reach the hosts as always.
   - A host is logged in to by Ansible's own C(ssh), whose first task asks whatever is to be asked
-    (passphrases, C(SSH_ASKPASS)); Mitogen then goes through that connection.
+    (passphrases, C(SSH_ASKPASS)) and whose first module finds Python; Mitogen then goes through
+    that connection.
   - C(raw), C(reboot), C(wait_for_connection), the package managers, and tasks that are delegated or
     asynchronous do not go through Mitogen, so that a new login is one.
   - Common modules (C(command), C(copy), C(file), C(stat), C(systemd), C(template) and the like) are
@@ -326,6 +328,9 @@ else:
 
     ansible_mitogen.strategy.wrap_connection_loader__get_with_context = _connection
 
+    _INTERPRETER = constants.config.get_config_value("INTERPRETER_PYTHON")
+    _DISCOVERED = "discovered_interpreter_python"
+
     # Its processes wait for each other and would stay for ever where ansible-playbook is killed.
     _prctl = ctypes.CDLL(None, use_errno=True).prctl
     _PR_SET_PDEATHSIG = 1
@@ -447,6 +452,11 @@ else:
         # A time-out is a signal, which only the first thread of a process gets.
         return not _plain and task.action in _THREADED and kind == "ssh" and not task.timeout
 
+    def _has_python(task_vars):
+        """Whether it is known; Mitogen would log in once for each that might be there."""
+        given = task_vars.get("ansible_python_interpreter") or _INTERPRETER
+        return not str(given).startswith("auto") or _DISCOVERED in task_vars["ansible_facts"]
+
     # Mitogen's ssh asks nobody. It goes through the connection that Ansible's keeps open, which may
     # have asked, and logs in by itself where none is open.
     _ssh_args = ansible_mitogen.transport_config.PlayContextSpec.ssh_args
@@ -499,6 +509,7 @@ else:
                 or task.delegate_to
                 or task.async_val
                 or host.name not in _logged_in
+                or not _has_python(task_vars)
             )
             try:
                 super()._queue_task(host, task, task_vars, play_context)
