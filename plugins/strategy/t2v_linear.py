@@ -139,6 +139,7 @@ _LOCAL = _builtin(
 
 # Jinja works out what has constant arguments when it compiles; these say something else each time.
 _CHANGING = re.compile("random|shuffle|password|hash|vault|strftime")
+_OF_CONNECTION = re.compile("ansible_(?!facts|check_mode|diff_mode)")
 _OPTIONS = (
     "block_start_string",
     "block_end_string",
@@ -155,6 +156,8 @@ _OPTIONS = (
 _compiled = {}
 # Hosts that a task has gone to.
 _logged_in = set()
+# What came of the conditions of the task that is being started, where they were asked for.
+_verdict = None
 _compile = getattr(AnsibleEnvironment, "compile", None)
 
 
@@ -195,10 +198,15 @@ def _is_plugin(loader, name):
         return False
 
 
-def _own(task):
-    """A task whose attributes may become values: the next host has others."""
+def _own(task, verdict=None):
+    """A task whose attributes may become values: the next host has others.
+
+    With a verdict its conditions are not evaluated once more.
+    """
     own = task.copy(exclude_parent=True, exclude_tasks=True)
     own._parent = task._parent
+    if verdict is not None:
+        own.evaluate_conditional_with_result = lambda templar, all_vars: verdict
     return own
 
 
@@ -258,6 +266,8 @@ class Local(Linear):
             lookup.deepcopy = copied
 
     def _queue_task(self, host, task, task_vars, play_context):
+        global _verdict
+        _verdict = self._judge(task, task_vars) if _KNOWN else None
         if _KNOWN and self._done_here(host, task, task_vars, play_context):
             return
         if not task.delegate_to:
@@ -273,11 +283,11 @@ class Local(Linear):
     def _done_here(self, host, task, task_vars, play_context):
         if task.action in _LOCAL:
             kind = TaskExecutor
-        elif self._skipped(task, task_vars):
+        elif not _verdict[0] if _verdict else self._without_items(task, task_vars):
             kind = _Skipping
         else:
             return False
-        own = _own(task)
+        own = _own(task, _verdict)
         queued = (host.name, task._uuid)
         # Each item of a loop is reported while it runs, by what is kept here.
         self._queued_task_cache[queued] = {
@@ -297,15 +307,28 @@ class Local(Linear):
         self._pending_results += 1
         return True
 
-    def _skipped(self, task, task_vars):
-        """Whether it is likely that the task is skipped; wrong conditions are not judged here."""
+    def _judge(self, task, task_vars):
+        """(whether the task is to be done, the condition that says no).
+
+        None where each item has its own conditions, where they ask what only the connection knows,
+        and of wrong ones.
+        """
+        if task.action in _LOCAL or task.loop_with or task.loop is not None or not task.when:
+            return None
+        if _OF_CONNECTION.search(str(task.when)):
+            return None
         templar = Templar(loader=self._loader, variables=task_vars)
         try:
-            if task.loop_with:
-                return False
-            if task.loop is not None:
-                return templar.template(task.loop) == []
-            return bool(task.when) and not task.evaluate_conditional(templar, task_vars)
+            return task.evaluate_conditional_with_result(templar, task_vars)
+        except Exception:
+            return None
+
+    def _without_items(self, task, task_vars):
+        """Whether the task loops over nothing; wrong loops are not judged here."""
+        if task.loop_with or task.loop is None:
+            return False
+        try:
+            return Templar(loader=self._loader, variables=task_vars).template(task.loop) == []
         except Exception:
             return False
 
@@ -360,7 +383,7 @@ else:
             super().__init__(daemon=True, name=f"{host.name}: {task.action}")
             self._host = host
             self._task = task
-            self._own = _own(task)
+            self._own = _own(task, _verdict)
             self._final_q = final_q
             self._given = (task_vars, play_context, loader, final_q, manager)
 

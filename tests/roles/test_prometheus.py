@@ -201,6 +201,39 @@ def test_exporters_see_what_they_are_for() -> None:
     assert [one for _, one in units] == [1]
 
 
+def test_systemd_reads_units_anew_where_one_differs_and_only_there(machines: Machines) -> None:
+    def loaded() -> bytes:
+        show = "systemctl show --property=UnitsLoadTimestampMonotonic --value"
+        return machines.ssh("prometheus", show)
+
+    def read_anew(name: str = "systemd_units") -> bool:
+        before = loaded()
+        there = machines.ssh("prometheus", f"ls {own} {own}.d/*.conf 2>/dev/null; true")
+        status, said = role(machines, name, systemd_units_files=there.decode().split())
+        assert status == 0, said
+        return loaded() != before
+
+    package, own = "/lib/systemd/system/t2v-test.service", "/etc/systemd/system/t2v-test.service"
+    lines = "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n"
+    write = f"printf {lines!r} > "
+    steps = {
+        "in the place of a package's": f"{write}{own}",
+        "written again, and the run killed": f"sleep 1; touch {own}",
+        "with a drop-in": f"mkdir {own}.d; printf '[Unit]\nOnFailure=\n' > {own}.d/a.conf",
+    }
+    try:
+        start = f"{write}{package}; systemctl daemon-reload; systemctl start t2v-test"
+        machines.ssh("prometheus", start)
+        for name, step in steps.items():
+            machines.ssh("prometheus", step)
+            assert read_anew(), name
+            assert not read_anew(), name
+    finally:
+        end = f"systemctl stop t2v-test; rm -r {package} {own} {own}.d; systemctl daemon-reload"
+        machines.ssh("prometheus", end)
+    assert not read_anew("node_exporter")
+
+
 def test_a_certificate_s_end_is_known_and_a_broken_one_is_long_over(machines: Machines) -> None:
     machines.ssh(
         "master",
