@@ -22,6 +22,9 @@ from lab.settings import REPOSITORY, Paths
 from machines import Machines
 from playbooks import by_task
 
+# What a shell starts in the background ignores Ctrl-C, and so would the playbooks started here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 HOSTS = {"worker1": "192.168.0.121", "nfs-server": "192.168.0.136", "prometheus": "192.168.0.133"}
 GATEWAY = "192.168.0.2"
 # What a change of the network may touch.
