@@ -56,6 +56,7 @@ try:
     import ansible_mitogen.process
     import ansible_mitogen.strategy
     import ansible_mitogen.transport_config
+    import mitogen.unix
 except ImportError:
     ansible_mitogen = None
 
@@ -358,6 +359,16 @@ else:
     _prctl = ctypes.CDLL(None, use_errno=True).prctl
     _PR_SET_PDEATHSIG = 1
     os.register_at_fork(after_in_child=lambda: _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL))
+
+    # One that is killed leaves its sockets where Ansible leaves its own files, not in /tmp.
+    _socket_path = mitogen.unix.make_socket_path
+    _LONGEST_SOCKET_PATH = 107
+
+    def _own_socket_path():
+        path = Path(constants.DEFAULT_LOCAL_TMP, Path(_socket_path()).name)
+        return str(path) if len(bytes(path)) <= _LONGEST_SOCKET_PATH else _socket_path()
+
+    mitogen.unix.make_socket_path = _own_socket_path
 
     # A host that loses its power is noticed within a minute, as by ssh_args; its own are 300 s.
     def _keep_alive(name, default):
