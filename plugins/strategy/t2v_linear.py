@@ -140,6 +140,7 @@ _LOCAL = _builtin(
 
 # Jinja works out what has constant arguments when it compiles; these say something else each time.
 _CHANGING = re.compile("random|shuffle|password|hash|vault|strftime")
+# What a condition may ask of the connection is not among a task's variables before it has one.
 _OF_CONNECTION = re.compile("ansible_(?!facts|check_mode|diff_mode)")
 _OPTIONS = (
     "block_start_string",
@@ -268,9 +269,10 @@ class Local(Linear):
 
     def _queue_task(self, host, task, task_vars, play_context):
         global _verdict
-        _verdict = self._judge(task, task_vars) if _KNOWN else None
-        if _KNOWN and self._done_here(host, task, task_vars, play_context):
-            return
+        if _KNOWN:
+            _verdict = self._judge(task, task_vars)
+            if self._done_here(host, task, task_vars, play_context):
+                return
         if not task.delegate_to:
             _logged_in.add(host.name)
         # The process of the task ends before it has anything to collect; looking for it would copy
@@ -352,9 +354,6 @@ else:
 
     ansible_mitogen.strategy.wrap_connection_loader__get_with_context = _connection
 
-    _INTERPRETER = constants.config.get_config_value("INTERPRETER_PYTHON")
-    _DISCOVERED = "discovered_interpreter_python"
-
     # Its processes wait for each other and would stay for ever where ansible-playbook is killed.
     _prctl = ctypes.CDLL(None, use_errno=True).prctl
     _PR_SET_PDEATHSIG = 1
@@ -365,8 +364,9 @@ else:
     _LONGEST_SOCKET_PATH = 107
 
     def _own_socket_path():
-        path = Path(constants.DEFAULT_LOCAL_TMP, Path(_socket_path()).name)
-        return str(path) if len(bytes(path)) <= _LONGEST_SOCKET_PATH else _socket_path()
+        path = _socket_path()
+        own = Path(constants.DEFAULT_LOCAL_TMP, Path(path).name)
+        return str(own) if len(bytes(own)) <= _LONGEST_SOCKET_PATH else path
 
     mitogen.unix.make_socket_path = _own_socket_path
 
@@ -486,10 +486,13 @@ else:
         # A time-out is a signal, which only the first thread of a process gets.
         return not _plain and task.action in _THREADED and kind == "ssh" and not task.timeout
 
+    _interpreter = constants.config.get_config_value("INTERPRETER_PYTHON")
+
     def _has_python(task_vars):
         """Whether it is known; Mitogen would log in once for each that might be there."""
-        given = task_vars.get("ansible_python_interpreter") or _INTERPRETER
-        return not str(given).startswith("auto") or _DISCOVERED in task_vars["ansible_facts"]
+        given = task_vars.get("ansible_python_interpreter") or _interpreter
+        found = "discovered_interpreter_python" in task_vars["ansible_facts"]
+        return found or not str(given).startswith("auto")
 
     # Mitogen's ssh asks nobody. It goes through the connection that Ansible's keeps open, which may
     # have asked, and logs in by itself where none is open.

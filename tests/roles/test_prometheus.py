@@ -229,7 +229,7 @@ def test_systemd_reads_units_anew_where_one_differs_and_only_there(machines: Mac
             assert read_anew(), name
             assert not read_anew(), name
     finally:
-        end = f"systemctl stop t2v-test; rm -r {package} {own} {own}.d; systemctl daemon-reload"
+        end = f"systemctl stop t2v-test; rm -rf {package} {own} {own}.d; systemctl daemon-reload"
         machines.ssh("prometheus", end)
     assert not read_anew("node_exporter")
 
