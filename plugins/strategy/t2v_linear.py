@@ -17,13 +17,18 @@ from pathlib import Path
 
 import ansible.plugins.loader
 import ansible.plugins.strategy
+import ansible.vars.manager
 from ansible import constants
+from ansible.config.manager import ConfigManager
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.executor.task_executor import TaskExecutor
+from ansible.executor.task_result import TaskResult
 from ansible.plugins.connection.ssh import Connection as Ssh
 from ansible.plugins.strategy.linear import StrategyModule as Linear
 from ansible.template import Templar
 from ansible.utils.path import unfrackpath
+from ansible.utils.unsafe_proxy import AnsibleUnsafe, wrap_var
+from ansible.vars.fact_cache import FactCache
 
 try:
     from ansible.template import AnsibleEnvironment, JinjaPluginIntercept
@@ -112,10 +117,14 @@ _THREADED = _builtin(
     "copy",
     "file",
     "find",
+    "gather_facts",
+    "getent",
     "group",
     "hostname",
     "lineinfile",
     "replace",
+    "script",
+    "setup",
     "shell",
     "slurp",
     "stat",
@@ -124,7 +133,7 @@ _THREADED = _builtin(
     "template",
     "uri",
     "user",
-)
+) | {"community.docker.docker_container", "community.docker.docker_image_info"}
 # They only compute.
 _LOCAL = _builtin(
     "assert",
@@ -137,6 +146,9 @@ _LOCAL = _builtin(
     "validate_argument_spec",
 )
 
+
+# What these set must be a copy: two variables that are one list would change together.
+_SETTING = _builtin("include_vars", "set_fact")
 
 # Jinja works out what has constant arguments when it compiles; these say something else each time.
 _CHANGING = re.compile("random|shuffle|password|hash|vault|strftime")
@@ -200,6 +212,78 @@ def _is_plugin(loader, name):
         return False
 
 
+class _Facts(dict, AnsibleUnsafe):
+    """The facts of a host, marked as unsafe once, not for each task.
+
+    ``own``: the same by their short names, as ``ansible_facts`` has them.
+    """
+
+
+_facts_known = {}
+_fact_get = FactCache.get
+_fact_set = FactCache.__setitem__
+_fact_delete = FactCache.__delitem__
+_namespace_facts = ansible.vars.manager.namespace_facts
+
+
+def _get_facts(self, key, default=None):
+    if key not in _facts_known:
+        facts = _fact_get(self, key)
+        if facts is None:
+            return default
+        known = _facts_known[key] = _Facts(wrap_var(facts))
+        known.own = _namespace_facts(known)["ansible_facts"]
+    return _facts_known[key]
+
+
+def _set_facts(self, key, value):
+    _facts_known.pop(key, None)
+    _fact_set(self, key, value)
+
+
+def _delete_facts(self, key):
+    _facts_known.pop(key, None)
+    _fact_delete(self, key)
+
+
+def _namespace_known(facts):
+    return {"ansible_facts": facts.own.copy()} if type(facts) is _Facts else _namespace_facts(facts)
+
+
+_plugin_options = getattr(ConfigManager, "get_plugin_options", None)
+# What a plugin's options are where nothing is given, and by which words each may be given.
+_options_known = {}
+
+
+def _options_once(self, plugin_type, name, keys=None, variables=None, direct=None):
+    """The options of a plugin; each task would ask the environment and ansible.cfg for all anew."""
+    key = (self, plugin_type, name)
+    if key not in _options_known:
+        words = {
+            option: (
+                {variable["name"] for variable in definition.get("vars") or ()},
+                {option, *(definition.get("aliases") or ())}
+                | {keyword["name"] for keyword in definition.get("keyword") or ()},
+            )
+            for option, definition in self.get_configuration_definitions(plugin_type, name).items()
+        }
+        _options_known[key] = (_plugin_options(self, plugin_type, name), words)
+    plain, words = _options_known[key]
+    options = {}
+    for option, (by_variables, by_keywords) in words.items():
+        given = (
+            (variables and not by_variables.isdisjoint(variables))
+            or (keys and not by_keywords.isdisjoint(keys))
+            or (direct and not by_keywords.isdisjoint(direct))
+        )
+        options[option] = (
+            self.get_config_value(option, None, plugin_type, name, keys, variables, direct)
+            if given
+            else copy(plain[option])
+        )
+    return options
+
+
 def _own(task, verdict=None):
     """A task whose attributes may become values: the next host has others.
 
@@ -245,6 +329,9 @@ def _do(kind, host, own, task_vars, play_context, loader, final_q, manager):
 class Local(Linear):
     """Linear, without a process for a task that no host is needed for."""
 
+    # The last task that was skipped, by its id, and its fields.
+    _skipped = (None, None)
+
     def run(self, iterator, play_context, result=0):
         """Run a play's tasks."""
         if not _KNOWN:
@@ -260,9 +347,18 @@ class Local(Linear):
         JinjaPluginIntercept.__init__ = _intercept_own
         # It adds some to a host's variables, as the action does, which copies only the outermost.
         lookup.deepcopy = copy
+        ConfigManager.get_plugin_options = _options_once
+        _facts_known.clear()
+        FactCache.get, FactCache.__setitem__ = _get_facts, _set_facts
+        FactCache.__delitem__ = _delete_facts
+        ansible.vars.manager.namespace_facts = _namespace_known
         try:
             return super().run(iterator, play_context)
         finally:
+            ConfigManager.get_plugin_options = _plugin_options
+            FactCache.get, FactCache.__setitem__ = _fact_get, _fact_set
+            FactCache.__delitem__ = _fact_delete
+            ansible.vars.manager.namespace_facts = _namespace_facts
             AnsibleEnvironment.compile = _compile
             JinjaPluginIntercept.__init__ = _intercept
             lookup.deepcopy = copied
@@ -290,25 +386,56 @@ class Local(Linear):
             kind = _Skipping
         else:
             return False
-        own = _own(task, _verdict)
-        queued = (host.name, task._uuid)
         # Each item of a loop is reported while it runs, by what is kept here.
-        self._queued_task_cache[queued] = {
+        self._queued_task_cache[host.name, task._uuid] = {
             "host": host,
             "task": task,
             "task_vars": task_vars,
             "play_context": play_context,
         }
+        # Nothing of it is a template that the result would have to show.
+        if _verdict and not task.delegate_to and isinstance(task.no_log, bool):
+            self._skip(host, task)
+            return True
+        own = _own(task, _verdict)
         given = (self._loader, self._final_q, self._variable_manager)
         try:
             result = _do(kind, host, own, task_vars, play_context, *given)
         except _NeedsHost:
-            del self._queued_task_cache[queued]
+            del self._queued_task_cache[host.name, task._uuid]
             return False
-        self._tqm.send_callback("v2_runner_on_start", host, task)
-        self._final_q.send_task_result(host.name, task._uuid, result, task_fields=own.dump_attrs())
-        self._pending_results += 1
+        self._report(host, task, own, result, own.dump_attrs())
         return True
+
+    def _report(self, host, task, own, result, fields):
+        self._tqm.send_callback("v2_runner_on_start", host, task)
+        self._pending_results += 1
+        self.take(host, own, result, fields)
+
+    def _skip(self, host, task):
+        """Report what TaskExecutor would; for all hosts the task's fields are the same."""
+        if self._skipped[0] != task._uuid:
+            self._skipped = (task._uuid, task.dump_attrs())
+        result = {
+            "changed": False,
+            "skipped": True,
+            "skip_reason": "Conditional result was False",
+            "false_condition": _verdict[1],
+            "_ansible_no_log": task.no_log,
+        }
+        self._report(host, task, task, result, self._skipped[1])
+
+    def take(self, host, own, result, fields):
+        """Take the result of a task that was done in this process.
+
+        Through the queue it comes as a copy, and behind the items of its loop and its attempts.
+        """
+        said = own.loop_with or own.loop is not None or own.until or own.retries
+        if said or own.action in _SETTING:
+            self._final_q.send_task_result(host.name, own._uuid, result, fields)
+            return
+        with self._results_lock:
+            self._results.append(TaskResult(host, own, result, fields))
 
     def _judge(self, task, task_vars):
         """(whether the task is to be done, the condition that says no).
@@ -390,12 +517,11 @@ else:
 
         exitcode = None
 
-        def __init__(self, final_q, task_vars, host, task, play_context, loader, manager, *_):
+        def __init__(self, take, final_q, task_vars, host, task, play_context, loader, manager, *_):
             super().__init__(daemon=True, name=f"{host.name}: {task.action}")
+            self._take = take
             self._host = host
-            self._task = task
             self._own = _own(task, _verdict)
-            self._final_q = final_q
             self._given = (task_vars, play_context, loader, final_q, manager)
 
         def run(self):
@@ -406,14 +532,11 @@ else:
             except BaseException:
                 result = self._failed()
             try:
-                self._send(result, self._own.dump_attrs())
+                self._take(self._host, self._own, result, self._own.dump_attrs())
             except Exception:
                 # What can't be sent is a failure. After an interrupt nobody listens any more.
                 with contextlib.suppress(Exception):
-                    self._send(self._failed(), {})
-
-        def _send(self, result, fields):
-            self._final_q.send_task_result(self._host.name, self._task._uuid, result, fields)
+                    self._take(self._host, self._own, self._failed(), {})
 
         def _failed(self):
             return {"failed": True, "exception": traceback.format_exc(), "stdout": ""}
@@ -428,8 +551,9 @@ else:
         would stay locked in the process.
         """
 
-        def __init__(self, process, model):
+        def __init__(self, process, model, take):
             self._process = process
+            self._take = take
             self._load = load = ansible.plugins.loader.PluginLoader._load_module_source
             self._model = model
             self._close = model.on_binding_close
@@ -475,7 +599,7 @@ else:
                     # By default one ends with the thread that made it.
                     self._model.broker = ansible_mitogen.process.Broker(install_watcher=False)
                 self._running = [thread for thread in self._running if thread.is_alive()]
-                thread = _Thread(final_q, task_vars, host, task, *more)
+                thread = _Thread(self._take, final_q, task_vars, host, task, *more)
                 self._running.append(thread)
                 return thread
             self.end()
@@ -526,7 +650,7 @@ else:
             model = ansible_mitogen.process.get_classic_worker_model()
             # With more than one of Mitogen's processes, hosts would take turns at one connection.
             if os.environ.get("T2V_THREADS") != "0" and len(model._muxes) == 1:
-                strategy.WorkerProcess = _Threads(process, model)
+                strategy.WorkerProcess = _Threads(process, model, self.take)
             ended = False
             try:
                 result = super().run(iterator, play_context, result)
