@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
 import inspect
 import os
@@ -19,6 +20,7 @@ import ansible.plugins.loader
 import ansible.plugins.strategy
 import ansible.vars.manager
 from ansible import constants
+from ansible.collections.list import list_collection_dirs
 from ansible.config.manager import ConfigManager
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.executor.task_executor import TaskExecutor
@@ -28,12 +30,13 @@ from ansible.plugins.strategy.linear import StrategyModule as Linear
 from ansible.template import Templar
 from ansible.utils.path import unfrackpath
 from ansible.utils.unsafe_proxy import AnsibleUnsafe, wrap_var
-from ansible.vars.fact_cache import FactCache
+from ansible.vars.manager import VariableManager
 
 try:
     from ansible.template import AnsibleEnvironment, JinjaPluginIntercept
+    from ansible.vars.fact_cache import FactCache
 except ImportError:
-    AnsibleEnvironment = JinjaPluginIntercept = None
+    AnsibleEnvironment = JinjaPluginIntercept = FactCache = None
 
 _EXECUTOR = [
     "self",
@@ -58,6 +61,7 @@ try:
         raise ImportError
     import ansible_mitogen.affinity
     import ansible_mitogen.loaders
+    import ansible_mitogen.planner
     import ansible_mitogen.process
     import ansible_mitogen.strategy
     import ansible_mitogen.transport_config
@@ -152,8 +156,10 @@ _SETTING = _builtin("include_vars", "set_fact")
 
 # Jinja works out what has constant arguments when it compiles; these say something else each time.
 _CHANGING = re.compile("random|shuffle|password|hash|vault|strftime")
-# What a condition may ask of the connection is not among a task's variables before it has one.
-_OF_CONNECTION = re.compile("ansible_(?!facts|check_mode|diff_mode)")
+# What Ansible adds to a task's variables when it knows the connection and whom it is delegated to.
+_OF_CONNECTION = {"ansible_delegated_vars"}.union(
+    *getattr(constants, "MAGIC_VARIABLE_MAPPING", {}).values()
+)
 _OPTIONS = (
     "block_start_string",
     "block_end_string",
@@ -220,30 +226,42 @@ class _Facts(dict, AnsibleUnsafe):
 
 
 _facts_known = {}
-_fact_get = FactCache.get
-_fact_set = FactCache.__setitem__
-_fact_delete = FactCache.__delitem__
-_namespace_facts = ansible.vars.manager.namespace_facts
+# Threads read the facts of all hosts while those of one are set.
+_facts_lock = threading.RLock()
+_fact_get = getattr(FactCache, "get", None)
+_fact_set = getattr(FactCache, "__setitem__", None)
+_fact_delete = getattr(FactCache, "__delitem__", None)
+_set_host_facts = VariableManager.set_host_facts
+_namespace_facts = getattr(ansible.vars.manager, "namespace_facts", None)
 
 
 def _get_facts(self, key, default=None):
-    if key not in _facts_known:
-        facts = _fact_get(self, key)
-        if facts is None:
-            return default
-        known = _facts_known[key] = _Facts(wrap_var(facts))
-        known.own = _namespace_facts(known)["ansible_facts"]
-    return _facts_known[key]
+    with _facts_lock:
+        known = _facts_known.get(key)
+        if known is None:
+            facts = _fact_get(self, key)
+            if facts is None:
+                return default
+            known = _facts_known[key] = _Facts(wrap_var(facts))
+            known.own = _namespace_facts(known)["ansible_facts"]
+        return known
 
 
 def _set_facts(self, key, value):
-    _facts_known.pop(key, None)
-    _fact_set(self, key, value)
+    with _facts_lock:
+        _fact_set(self, key, value)
+        _facts_known.pop(key, None)
 
 
 def _delete_facts(self, key):
-    _facts_known.pop(key, None)
-    _fact_delete(self, key)
+    with _facts_lock:
+        _facts_known.pop(key, None)
+        _fact_delete(self, key)
+
+
+def _add_facts(self, host, facts):
+    with _facts_lock:
+        _set_host_facts(self, host, facts)
 
 
 def _namespace_known(facts):
@@ -251,37 +269,56 @@ def _namespace_known(facts):
 
 
 _plugin_options = getattr(ConfigManager, "get_plugin_options", None)
-# What a plugin's options are where nothing is given, and by which words each may be given.
-_options_known = {}
+# By which words an option may be given, and what it is where none of them is.
+_option_words = {}
+_option_plain = {}
+
+
+def _words(option, definition):
+    """Names of variables and of keywords; None where each asking may get another answer."""
+    templated = isinstance(default := definition.get("default"), str) and "{{" in default
+    if templated or str(definition.get("type")).startswith(("tmp", "temp")):
+        return None
+    return (
+        {variable["name"] for variable in definition.get("vars") or ()},
+        {keyword["name"] for keyword in definition.get("keyword") or ()}.union(
+            [option], definition.get("aliases") or ()
+        ),
+    )
 
 
 def _options_once(self, plugin_type, name, keys=None, variables=None, direct=None):
     """The options of a plugin; each task would ask the environment and ansible.cfg for all anew."""
-    key = (self, plugin_type, name)
-    if key not in _options_known:
-        words = {
-            option: (
-                {variable["name"] for variable in definition.get("vars") or ()},
-                {option, *(definition.get("aliases") or ())}
-                | {keyword["name"] for keyword in definition.get("keyword") or ()},
-            )
-            for option, definition in self.get_configuration_definitions(plugin_type, name).items()
-        }
-        _options_known[key] = (_plugin_options(self, plugin_type, name), words)
-    plain, words = _options_known[key]
     options = {}
-    for option, (by_variables, by_keywords) in words.items():
-        given = (
-            (variables and not by_variables.isdisjoint(variables))
-            or (keys and not by_keywords.isdisjoint(keys))
-            or (direct and not by_keywords.isdisjoint(direct))
-        )
-        options[option] = (
-            self.get_config_value(option, None, plugin_type, name, keys, variables, direct)
-            if given
-            else copy(plain[option])
-        )
+    for option, definition in self.get_configuration_definitions(plugin_type, name).items():
+        key = (self, plugin_type, name, option)
+        if key not in _option_words:
+            _option_words[key] = _words(option, definition)
+        words = _option_words[key]
+        if words is None or not (
+            words[0].isdisjoint(variables or ())
+            and words[1].isdisjoint(keys or ())
+            and words[1].isdisjoint(direct or ())
+        ):
+            given = (keys, variables, direct)
+            options[option] = self.get_config_value(option, None, plugin_type, name, *given)
+            continue
+        if key not in _option_plain:
+            _option_plain[key] = self.get_config_value(option, None, plugin_type, name)
+        options[option] = copy(_option_plain[key])
     return options
+
+
+class _Watching(dict):
+    """Variables of a task that notice when they are asked for what only its connection knows."""
+
+    asked = False
+
+    def __contains__(self, key):
+        found = super().__contains__(key)
+        if not found and key in _OF_CONNECTION:
+            _Watching.asked = True
+        return found
 
 
 def _own(task, verdict=None):
@@ -351,6 +388,7 @@ class Local(Linear):
         _facts_known.clear()
         FactCache.get, FactCache.__setitem__ = _get_facts, _set_facts
         FactCache.__delitem__ = _delete_facts
+        VariableManager.set_host_facts = _add_facts
         ansible.vars.manager.namespace_facts = _namespace_known
         try:
             return super().run(iterator, play_context)
@@ -358,6 +396,7 @@ class Local(Linear):
             ConfigManager.get_plugin_options = _plugin_options
             FactCache.get, FactCache.__setitem__ = _fact_get, _fact_set
             FactCache.__delitem__ = _fact_delete
+            VariableManager.set_host_facts = _set_host_facts
             ansible.vars.manager.namespace_facts = _namespace_facts
             AnsibleEnvironment.compile = _compile
             JinjaPluginIntercept.__init__ = _intercept
@@ -398,19 +437,21 @@ class Local(Linear):
             self._skip(host, task)
             return True
         own = _own(task, _verdict)
+        if kind is TaskExecutor:
+            self._tqm.send_callback("v2_runner_on_start", host, task)
         given = (self._loader, self._final_q, self._variable_manager)
         try:
             result = _do(kind, host, own, task_vars, play_context, *given)
         except _NeedsHost:
             del self._queued_task_cache[host.name, task._uuid]
             return False
-        self._report(host, task, own, result, own.dump_attrs())
-        return True
-
-    def _report(self, host, task, own, result, fields):
-        self._tqm.send_callback("v2_runner_on_start", host, task)
+        # As the copy is that Ansible makes of a result that comes out of its queue.
+        own._finalized = True
+        if kind is _Skipping:
+            self._tqm.send_callback("v2_runner_on_start", host, task)
         self._pending_results += 1
-        self.take(host, own, result, fields)
+        self.take(host, own, result, own.dump_attrs())
+        return True
 
     def _skip(self, host, task):
         """Report what TaskExecutor would; for all hosts the task's fields are the same."""
@@ -423,7 +464,9 @@ class Local(Linear):
             "false_condition": _verdict[1],
             "_ansible_no_log": task.no_log,
         }
-        self._report(host, task, task, result, self._skipped[1])
+        self._tqm.send_callback("v2_runner_on_start", host, task)
+        self._pending_results += 1
+        self.take(host, task, result, self._skipped[1])
 
     def take(self, host, own, result, fields):
         """Take the result of a task that was done in this process.
@@ -431,7 +474,7 @@ class Local(Linear):
         Through the queue it comes as a copy, and behind the items of its loop and its attempts.
         """
         said = own.loop_with or own.loop is not None or own.until or own.retries
-        if said or own.action in _SETTING:
+        if said or own.action in _SETTING or "apply" in own.args:
             self._final_q.send_task_result(host.name, own._uuid, result, fields)
             return
         with self._results_lock:
@@ -445,13 +488,18 @@ class Local(Linear):
         """
         if task.action in _LOCAL or task.loop_with or task.loop is not None or not task.when:
             return None
-        if _OF_CONNECTION.search(str(task.when)):
-            return None
-        templar = Templar(loader=self._loader, variables=task_vars)
+        # As Ansible has them when it judges: files are looked for where the task stands.
+        searched = task.get_search_path()
+        if self._loader.get_basedir() not in searched:
+            searched.append(self._loader.get_basedir())
+        variables = _Watching(task_vars, ansible_search_path=searched)
+        templar = Templar(loader=self._loader, variables=variables)
+        _Watching.asked = False
         try:
-            return task.evaluate_conditional_with_result(templar, task_vars)
+            verdict = task.evaluate_conditional_with_result(templar, variables)
         except Exception:
             return None
+        return None if _Watching.asked else verdict
 
     def _without_items(self, task, task_vars):
         """Whether the task loops over nothing; wrong loops are not judged here."""
@@ -497,6 +545,18 @@ else:
 
     mitogen.unix.make_socket_path = _own_socket_path
 
+    # Only the first that runs a collection's module names the folders where it is looked for; where
+    # each had a process of its own, each was the first.
+    _invoke = ansible_mitogen.planner.invoke
+    _collections = functools.cache(lambda: [path.decode() for path in list_collection_dirs()])
+
+    def _invoke_with_collections(invocation):
+        if not invocation.module_name.startswith(("ansible.builtin.", "ansible.legacy.")):
+            invocation._extra_sys_paths.update(_collections())
+        return _invoke(invocation)
+
+    ansible_mitogen.planner.invoke = _invoke_with_collections
+
     # A host that loses its power is noticed within a minute, as by ssh_args; its own are 300 s.
     def _keep_alive(name, default):
         given = getattr(ansible_mitogen.transport_config.PlayContextSpec, name)
@@ -527,6 +587,7 @@ else:
         def run(self):
             try:
                 result = _do(TaskExecutor, self._host, self._own, *self._given)
+                self._own._finalized = True
             except AnsibleConnectionFailure:
                 result = {"unreachable": True}
             except BaseException:

@@ -369,6 +369,7 @@ def test_threads_say_what_processes_say(machines: Machines) -> None:
         for name, one in runs.items()
     }
     assert said["threads"] == said["processes"] == said["ansible"]
+    assert runs["threads"].count("msg: reached") == runs["threads"].count("msg: found") == 3
 
 
 @pytest.mark.parametrize("send", [os.killpg, os.kill], ids=["ctrl-c", "kill"])

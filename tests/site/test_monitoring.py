@@ -19,6 +19,7 @@ from boards import expressions
 from edge import Edge
 from lab.hosts import Site
 from machines import Machines
+from playbooks import changed
 from promtool import all_rules
 
 # What in an expression a lab with t2v_runtime docker has no data for, and why.
@@ -79,6 +80,19 @@ def test_all_seven_hosts_and_both_workers_are_watched(
     assert {one["labels"]["instance"] for one in active if one["health"] != "up"} == set()
     group = {one["labels"]["instance"]: one["labels"]["group"] for one in active}
     assert group["worker1"] == "workers" and group["nfs-server"] == "nfs"
+
+
+def test_prometheus_forgets_a_gpu_that_is_gone(machines: Machines) -> None:
+    """A worker's driver was there when Prometheus was told of it, and is not any more."""
+    targets = "/etc/prometheus/targets"
+    machines.ssh("prometheus", f"cd {targets} && echo [] | tee dcgm-worker1.yml dcgm-elsewhere.yml")
+    try:
+        assert changed(machines.run_playbook("playbooks/monitoring.yml")) == 1
+        left = machines.ssh("prometheus", f"ls {targets}").decode().split()
+        assert "dcgm-worker1.yml" not in left
+        assert "dcgm-elsewhere.yml" in left
+    finally:
+        machines.ssh("prometheus", f"rm -f {targets}/dcgm-worker1.yml {targets}/dcgm-elsewhere.yml")
 
 
 def test_every_expression_of_rules_and_panels_is_answered(prometheus: Callable[..., Any]) -> None:
