@@ -6,6 +6,7 @@ them: a clock that is really set, swap, kernel modules, SELinux.
 """
 
 import configparser
+import contextlib
 import json
 import os
 import re
@@ -379,14 +380,16 @@ def test_an_interrupt_ends_threads_too(
     """Ctrl-C, which ends the connections too, and a signal to ansible-playbook alone."""
     process = start(machines, "strategy.yml", "-e", "seconds=300")
     running = "until pgrep -fx 'sleep 300'; do sleep 0.2; done"
+    said = ""
     try:
         machines.ssh("worker1", f"timeout 90 sh -c {shlex.quote(running)}")
         send(process.pid, signal.SIGINT)
         said, _ = process.communicate(timeout=60)
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+        if not said:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            print(process.communicate()[0])
         machines.ssh("worker1", "pkill -fx 'sleep 300' || true")
     assert process.returncode != 0
     assert "Traceback" not in said
