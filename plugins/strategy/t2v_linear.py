@@ -296,7 +296,8 @@ def _options_once(self, plugin_type, name, keys=None, variables=None, direct=Non
             _option_words[key] = _words(option, definition)
         words = _option_words[key]
         if words is None or not (
-            words[0].isdisjoint(variables or ())
+            # In this order it goes over the few words, not over all variables.
+            (variables or {}).keys().isdisjoint(words[0])
             and words[1].isdisjoint(keys or ())
             and words[1].isdisjoint(direct or ())
         ):
